@@ -1,0 +1,476 @@
+"""Metrics of anomaly detection, and scorers for model selection.
+
+In this module **scores are anomaly scores: higher means more anomalous**, as the
+field has it. Detectors follow scikit-learn, where a higher ``score_samples`` means
+more normal: pass ``-detector.score_samples(X)``. `get_scorer` does so by itself.
+
+Labels are {-1, +1} with -1 for anomalous (scikit-learn's outlier detectors) or
+{0, 1} or bool with 1 for anomalous (the field's data sets).
+
+`auroc`, `aupr` and `f1_max` judge pixels instead of images when they are given
+masks and anomaly maps in place of labels and scores. `pro` always does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import ndimage
+from sklearn.metrics import (
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+)
+
+__all__ = ["aupr", "auroc", "f1_max", "get_scorer", "pro", "to_outlier_labels"]
+
+Labels = ArrayLike | Sequence[np.ndarray | None]
+Scores = ArrayLike | Sequence[np.ndarray]
+
+_LABELS = (
+    "Use -1 for anomalous and +1 for normal (scikit-learn), or 1 or True for "
+    "anomalous and 0 or False for normal."
+)
+
+
+def to_outlier_labels(y: ArrayLike) -> np.ndarray:
+    """Translate labels of either convention.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_samples,)
+        Labels in {-1, +1} with -1 for anomalous, or in {0, 1} or bool with 1 for
+        anomalous. Both classes must occur, as a lone 1 could mean either.
+
+    Returns
+    -------
+    is_anomalous : ndarray of bool of shape (n_samples,)
+        True for anomalous samples.
+
+    Raises
+    ------
+    ValueError
+        If there are other labels or NaN, or only one class.
+
+    Examples
+    --------
+    >>> from clipad_sklearn.metrics import to_outlier_labels
+    >>> to_outlier_labels([1, 1, -1])
+    array([False, False,  True])
+    >>> to_outlier_labels([0, 0, 1])
+    array([False, False,  True])
+    """
+    try:
+        labels = np.asarray(y)
+    except ValueError:
+        raise ValueError(
+            "Labels must be one number per sample, got parts of different sizes."
+        ) from None
+    if labels.ndim != 1:
+        raise ValueError(
+            f"Labels must be one-dimensional, got an array of shape {labels.shape}."
+        )
+    if labels.size == 0:
+        raise ValueError("There are no labels: y is empty.")
+    try:
+        # Text such as "1" is refused, and None becomes NaN.
+        if labels.dtype.kind in "USO" and any(isinstance(v, str) for v in labels):
+            raise ValueError
+        values = labels.astype(np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"Labels must be numbers, got {labels[:5].tolist()!r}. {_LABELS}"
+        ) from None
+    if np.isnan(values).any():
+        raise ValueError(f"Labels must not be NaN. {_LABELS}")
+    found = np.unique(values).tolist()
+    shown = ", ".join(f"{value:g}" for value in found[:5])
+    if not (set(found) <= {-1, 1} or set(found) <= {0, 1}):
+        raise ValueError(f"Labels are {shown}, which is no known convention. {_LABELS}")
+    if len(found) == 1:
+        raise ValueError(
+            f"All labels are {shown}: both normal and anomalous samples are needed. "
+            f"{_LABELS}"
+        )
+    return values == (-1 if -1 in found else 1)
+
+
+def auroc(y_true: Labels, anomaly_scores: Scores) -> float:
+    """Area under the receiver operating characteristic curve.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,), or sequence of masks
+        Labels in {-1, +1} with -1 for anomalous, or in {0, 1} or bool with 1 for
+        anomalous. For pixels: one mask (H, W) of 0 and 1 or bool per image, None
+        for an image without anomaly. Sizes may differ between images.
+    anomaly_scores : array-like of shape (n_samples,), or sequence of maps
+        Higher means more anomalous: ``-detector.score_samples(X)``. For pixels:
+        one map (H, W) per image, of the size of its mask.
+
+    Returns
+    -------
+    auroc : float
+        In [0, 1]; 0.5 for uninformative scores.
+
+    Raises
+    ------
+    ValueError
+        If labels, scores or their sizes are not as described, are not finite, or
+        only one class occurs.
+
+    Examples
+    --------
+    >>> from clipad_sklearn.metrics import auroc
+    >>> auroc([1, 1, -1, -1], [0.1, 0.6, 0.5, 0.9])
+    0.75
+    """
+    return float(roc_auc_score(*_check_pairs(y_true, anomaly_scores)))
+
+
+def aupr(y_true: Labels, anomaly_scores: Scores) -> float:
+    """Area under the precision-recall curve with anomalies as positives.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,), or sequence of masks
+        As for `auroc`.
+    anomaly_scores : array-like of shape (n_samples,), or sequence of maps
+        As for `auroc`: higher means more anomalous.
+
+    Returns
+    -------
+    aupr : float
+        In [0, 1]. Uninformative scores give about the share of anomalies.
+
+    Raises
+    ------
+    ValueError
+        As for `auroc`.
+
+    Notes
+    -----
+    This is the average precision, a sum over steps without interpolation
+    (:func:`sklearn.metrics.average_precision_score`), which published code of the
+    field reports under this name.
+
+    Examples
+    --------
+    >>> from clipad_sklearn.metrics import aupr
+    >>> round(aupr([1, 1, -1, -1], [0.1, 0.6, 0.5, 0.9]), 4)
+    0.8333
+    """
+    return float(average_precision_score(*_check_pairs(y_true, anomaly_scores)))
+
+
+def f1_max(y_true: Labels, anomaly_scores: Scores) -> float:
+    """Largest F1 score of the anomalies over all thresholds.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,), or sequence of masks
+        As for `auroc`.
+    anomaly_scores : array-like of shape (n_samples,), or sequence of maps
+        As for `auroc`: higher means more anomalous.
+
+    Returns
+    -------
+    f1_max : float
+        In (0, 1]. Flagging everything already gives ``2 a / (1 + a)`` where `a` is
+        the share of anomalies.
+
+    Raises
+    ------
+    ValueError
+        As for `auroc`.
+
+    Notes
+    -----
+    The threshold is chosen with the labels that it is judged by, so this is an
+    upper bound of what a fixed threshold reaches. `calibrate_threshold` sets one.
+
+    Examples
+    --------
+    >>> from clipad_sklearn.metrics import f1_max
+    >>> f1_max([1, 1, -1, -1], [0.1, 0.6, 0.5, 0.9])
+    0.8
+    """
+    precision, recall, _ = precision_recall_curve(*_check_pairs(y_true, anomaly_scores))
+    # Where both are 0, F1 is 0.
+    total = np.maximum(precision + recall, np.finfo(np.float64).tiny)
+    return float(np.max(2 * precision * recall / total))
+
+
+def pro(
+    masks: Sequence[np.ndarray | None],
+    anomaly_maps: Sequence[np.ndarray],
+    *,
+    max_fpr: float = 0.3,
+) -> float:
+    """Area under the per-region overlap curve (PRO, also AUPRO).
+
+    The per-region overlap at a threshold is the share of flagged pixels in an
+    anomalous region, averaged over all regions of all images, so that small defects
+    count as much as large ones. It is integrated over the share of flagged normal
+    pixels (false-positive rate) from 0 to `max_fpr` and divided by `max_fpr`.
+
+    Parameters
+    ----------
+    masks : sequence of array (H, W) or None
+        For each image a mask of 0 and 1 or bool, or None for an image without
+        anomaly. Sizes may differ between images. Anomalous pixels that touch,
+        corners included, form a region.
+    anomaly_maps : sequence of array (H, W)
+        Maps of the sizes of the masks. Higher means more anomalous.
+    max_fpr : float in (0, 1], default=0.3
+        Upper limit of the false-positive rate.
+
+    Returns
+    -------
+    pro : float
+        In [0, 1]; ``max_fpr / 2`` for uninformative maps.
+
+    Raises
+    ------
+    ValueError
+        If masks, maps or their sizes are not as described or not finite, or if
+        there are no anomalous or no normal pixels.
+
+    Notes
+    -----
+    The value is exact. Each anomalous pixel weighs one over the area of its region
+    and the number of regions; sorted by score, the running sum of these weights is
+    the overlap. The curve is linear between thresholds and cut at `max_fpr`.
+    Implementations that step through a fixed number of thresholds differ from this
+    where steps are coarse. The metric is from [1]_.
+
+    References
+    ----------
+    .. [1] P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger, C. Steger, "The MVTec
+       Anomaly Detection Dataset: A Comprehensive Real-World Dataset for
+       Unsupervised Anomaly Detection", International Journal of Computer Vision,
+       2021.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from clipad_sklearn.metrics import pro
+    >>> mask = np.zeros((8, 8), dtype=bool)
+    >>> mask[2:4, 2:4] = True
+    >>> pro([mask, None], [mask.astype(float), np.zeros((8, 8))])
+    1.0
+    """
+    if not 0 < max_fpr <= 1:
+        raise ValueError(f"max_fpr must be in (0, 1], got {max_fpr!r}.")
+    if not _are_maps(anomaly_maps):
+        raise ValueError(
+            "anomaly_maps must be a list of maps (H, W). Wrap a single one in a list."
+        )
+    checked_masks, maps = _check_maps(masks, anomaly_maps)
+    area_weights = []
+    for mask in checked_masks:
+        regions, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+        areas = np.bincount(regions.ravel()).astype(np.float64)
+        areas[0] = np.inf  # the normal pixels weigh nothing
+        area_weights.append(1 / areas[regions.ravel()])
+    is_anomalous, scores = _flatten(checked_masks, maps)
+    weights = np.concatenate(area_weights)
+
+    order = np.argsort(scores)[::-1]
+    scores = scores[order]
+    last_of_ties = np.append(scores[:-1] != scores[1:], True)
+    overlap = np.cumsum(weights[order])[last_of_ties]
+    overlap = np.append(0.0, overlap / overlap[-1])
+    false_positives = np.cumsum(~is_anomalous[order])[last_of_ties]
+    fpr = np.append(0.0, false_positives / false_positives[-1])
+
+    end = int(np.searchsorted(fpr, max_fpr, side="right"))
+    if end < len(fpr):
+        at_limit = np.interp(
+            max_fpr, fpr[end - 1 : end + 1], overlap[end - 1 : end + 1]
+        )
+        fpr = np.append(fpr[:end], max_fpr)
+        overlap = np.append(overlap[:end], at_limit)
+    area = np.sum(np.diff(fpr) * (overlap[1:] + overlap[:-1]) / 2)
+    return float(min(area / max_fpr, 1.0))
+
+
+def _are_maps(anomaly_scores: Any) -> bool:
+    if isinstance(anomaly_scores, np.ndarray) and anomaly_scores.dtype != object:
+        return anomaly_scores.ndim == 3
+    try:
+        return len(anomaly_scores) > 0 and np.ndim(next(iter(anomaly_scores))) == 2
+    except (TypeError, ValueError):
+        return False
+
+
+def _check_pairs(y_true: Any, anomaly_scores: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return which samples or pixels are anomalous, and their scores."""
+    if _are_maps(anomaly_scores):
+        return _flatten(*_check_maps(y_true, anomaly_scores))
+    try:
+        scores = _as_floats(anomaly_scores)
+    except (TypeError, ValueError):
+        scores = None
+    if scores is None or scores.ndim != 1:
+        raise ValueError(
+            "anomaly_scores must be one number per sample, or a list of maps (H, W). "
+            "Wrap a single map and its mask in lists."
+        )
+    is_anomalous = to_outlier_labels(y_true)
+    if len(scores) != len(is_anomalous):
+        raise ValueError(
+            f"There are {len(is_anomalous)} labels but {len(scores)} scores."
+        )
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} of {len(scores)} scores are not finite (first at index "
+            f"{bad[0]}: {scores[bad[0]]}). Leave these samples out; detectors score "
+            "images that they could not read as NaN."
+        )
+    return is_anomalous, scores
+
+
+def _as_floats(values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise ValueError("not numbers")
+    # float32 stays as it is: there can be very many pixels.
+    keep = array.dtype in (np.float32, np.float64)
+    return array if keep else array.astype(np.float64)
+
+
+def _check_maps(
+    masks: Any, anomaly_maps: Any
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    if masks is None or len(masks) != len(anomaly_maps):
+        n_masks = 0 if masks is None else len(masks)
+        raise ValueError(
+            f"There are {n_masks} masks but {len(anomaly_maps)} maps. Give one mask "
+            "per map, None for an image without anomaly."
+        )
+    checked_masks, maps = [], []
+    for index, (mask, anomaly_map) in enumerate(zip(masks, anomaly_maps, strict=True)):
+        try:
+            anomaly_map = _as_floats(anomaly_map)
+        except (TypeError, ValueError):
+            raise ValueError(f"Map {index} does not hold numbers.") from None
+        if anomaly_map.ndim != 2:
+            raise ValueError(
+                f"Map {index} must have the shape (H, W), got {anomaly_map.shape}."
+            )
+        if not np.isfinite(anomaly_map).all():
+            raise ValueError(
+                f"Map {index} has values that are not finite. Leave out images that "
+                "could not be read."
+            )
+        if mask is None:
+            mask = np.zeros(anomaly_map.shape, dtype=bool)
+        mask = np.asarray(mask)
+        if mask.shape != anomaly_map.shape:
+            raise ValueError(
+                f"Mask {index} has the shape {mask.shape}, but its map has "
+                f"{anomaly_map.shape}."
+            )
+        if mask.dtype != bool:
+            if not np.isin(mask, (0, 1)).all():
+                raise ValueError(
+                    f"Mask {index} has values other than 0 and 1. Pass `mask > 0` if "
+                    "anything above 0 is anomalous."
+                )
+            mask = mask.astype(bool)
+        checked_masks.append(mask)
+        maps.append(anomaly_map)
+    n_pixels = sum(mask.size for mask in checked_masks)
+    n_anomalous = sum(int(np.count_nonzero(mask)) for mask in checked_masks)
+    if n_anomalous in (0, n_pixels):
+        kind = "anomalous" if n_anomalous == 0 else "normal"
+        raise ValueError(
+            f"The masks have no {kind} pixel: both normal and anomalous pixels are "
+            "needed."
+        )
+    return checked_masks, maps
+
+
+def _flatten(
+    masks: list[np.ndarray], maps: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        np.concatenate([mask.ravel() for mask in masks]),
+        np.concatenate([anomaly_map.ravel() for anomaly_map in maps]),
+    )
+
+
+_METRICS: dict[str, Callable[[Any, Any], float]] = {
+    "auroc": auroc,
+    "aupr": aupr,
+    "f1_max": f1_max,
+}
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """What `get_scorer` returns."""
+
+    metric: str
+
+    def __call__(self, estimator: Any, X: Any, y: ArrayLike) -> float:
+        if y is None:
+            raise ValueError("Scoring needs labels: pass y.")
+        if not hasattr(estimator, "score_samples"):
+            raise TypeError(
+                f"{type(estimator).__name__} has no score_samples: this scorer is for "
+                "outlier detectors."
+            )
+        return _METRICS[self.metric](y, -np.asarray(estimator.score_samples(X)))
+
+    def __repr__(self) -> str:
+        return f"get_scorer({self.metric!r})"
+
+
+def get_scorer(metric: str) -> Callable[[Any, Any, ArrayLike], float]:
+    """Make a scorer for `GridSearchCV` and its kind.
+
+    Parameters
+    ----------
+    metric : {"auroc", "aupr", "f1_max"}
+        Name of a metric of this module.
+
+    Returns
+    -------
+    scorer : callable
+        ``scorer(estimator, X, y)`` takes ``estimator.score_samples(X)``, where
+        higher means more normal, turns its sign, and returns the metric. Labels of
+        both conventions are right. It can be pickled.
+
+    Raises
+    ------
+    ValueError
+        If there is no such metric.
+
+    Notes
+    -----
+    scikit-learn's ``scoring="roc_auc"`` takes label 1 for the class with the high
+    scores: right for {-1, +1}, but with {0, 1} and 1 for anomalous it silently
+    returns one minus the AUROC.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.ensemble import IsolationForest
+    >>> from clipad_sklearn.metrics import get_scorer
+    >>> X = np.random.default_rng(0).normal(size=(100, 2))
+    >>> X[:5] += 10
+    >>> y = np.arange(100) < 5
+    >>> get_scorer("auroc")(IsolationForest(random_state=0).fit(X), X, y)
+    1.0
+    """
+    if metric not in _METRICS:
+        names = ", ".join(map(repr, _METRICS))
+        raise ValueError(f"metric={metric!r} is not known. Use one of {names}.")
+    return _Scorer(metric)

@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.ensemble import IsolationForest
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from clipad_sklearn import calibrate_threshold
+from clipad_sklearn.metrics import f1_max, get_scorer
+from clipad_sklearn.model_selection import ZeroShotSplit
+
+
+class GivenScores(OutlierMixin, BaseEstimator):
+    """The samples are their scores; a class name may shift them."""
+
+    def __init__(self, dtype="float64"):
+        self.dtype = dtype
+
+    def fit(self, X=None, y=None):
+        self.offset_ = 0.0
+        return self
+
+    def score_samples(self, X, class_name=None):
+        scores = np.asarray(X, dtype=self.dtype).reshape(len(X))
+        if class_name is None:
+            return scores
+        names = np.broadcast_to(class_name, len(X))
+        return scores + np.array([{"nut": 100, "pill": 200}[name] for name in names])
+
+    def decision_function(self, X):
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X):
+        return np.where(self.decision_function(X) >= 0, 1, -1)
+
+
+def calibrated(scores, y=None, *, dtype="float64", **params):
+    detector = GivenScores(dtype).fit()
+    assert calibrate_threshold(detector, scores, y, **params) is detector
+    assert type(detector.offset_) is float
+    return detector
+
+
+# Known thresholds -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scores", "y", "params", "offset"),
+    [
+        # Separable: midway between the classes.
+        ([1, 2, 7, 9], [-1, -1, 1, 1], {}, 4.5),
+        ([1, 2, 7, 9], [1, 1, 0, 0], {"strategy": "youden"}, 4.5),
+        # One good image among the anomalous ones.
+        ([1, 2, 3, 7], [-1, 1, -1, 1], {"strategy": "f1"}, 5),
+        ([1, 2, 3, 7, 8, 9], [-1, 1, -1, 1, 1, 1], {"strategy": "youden"}, 5),
+        # F1 may be best with everything flagged; Youden's index is 0 then.
+        ([1, 2], [1, -1], {"strategy": "f1"}, np.nextafter(2, np.inf)),
+        ([1, 2], [1, -1], {"strategy": "youden"}, 1),
+        # Equally good cuts: the one that flags fewest.
+        ([1, 2, 3, 4], [-1, 1, -1, 1], {"strategy": "youden"}, 1.5),
+        ([5, 5, 5, 5], [-1, 1, -1, 1], {"strategy": "youden"}, 5),
+        # Good images only: as many as allowed are flagged.
+        ([4, 1, 3, 2], None, {"max_false_alarm": 0}, 1),
+        ([4, 1, 3, 2], None, {"max_false_alarm": 0.24}, 1),
+        ([4, 1, 3, 2], None, {"max_false_alarm": 0.25}, 1.5),
+        ([4, 1, 3, 2], None, {"max_false_alarm": 0.5}, 2.5),
+        ([4, 1, 3, 2], None, {"max_false_alarm": 0.99}, 3.5),
+        ([1, 1, 1, 2], None, {"max_false_alarm": 0.5}, 1),
+        ([7], None, {}, 7),
+        (list(range(20)), None, {}, 0.5),
+        (list(range(19)), None, {}, 0),
+        # With labels the bound is on the good ones, however bad the others are.
+        ([0, 4, 5, 1, 3, 2], [-1] + [1] * 5, {"strategy": "max_false_alarm"}, 0.5),
+        (
+            [0, 1, 2, 3, 4],
+            [0, 1, 1, 0, 0],
+            {"strategy": "max_false_alarm", "max_false_alarm": 0.4},
+            2.5,
+        ),
+    ],
+)
+def test_known_thresholds(scores, y, params, offset):
+    assert calibrated(scores, y, **params).offset_ == offset
+
+
+def test_the_default_strategy_depends_on_the_labels():
+    scores, y = [1, 2, 7, 9], [-1, -1, 1, 1]
+    assert calibrated(scores, y).offset_ == calibrated(scores, y, strategy="f1").offset_
+    assert (
+        calibrated(scores).offset_
+        == calibrated(scores, strategy="max_false_alarm").offset_
+    )
+
+
+# Properties -----------------------------------------------------------------
+
+score = st.integers(-20, 20).map(float) | st.floats(-1e300, 1e300)
+labelled = st.lists(st.tuples(score, st.booleans()), min_size=2, max_size=40).filter(
+    lambda pairs: len({label for _, label in pairs}) == 2
+)
+dtypes = st.sampled_from(["float32", "float64"])
+
+
+def split(pairs, dtype):
+    scores = np.array([value for value, _ in pairs])
+    if dtype == "float32":
+        scores = np.clip(scores, -1e38, 1e38)
+    return scores.astype(dtype), np.array([label for _, label in pairs])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    scores=st.lists(score, min_size=1, max_size=60),
+    bound=st.floats(0, 1, exclude_max=True),
+    dtype=dtypes,
+)
+def test_false_alarms_never_exceed_the_bound(scores, bound, dtype):
+    scores, _ = split([(value, False) for value in scores], dtype)
+    detector = calibrated(scores, max_false_alarm=bound, dtype=dtype)
+    flagged = detector.predict(scores) == -1
+    assert np.mean(flagged) <= bound
+    # And no higher threshold keeps it.
+    lowest_normal = scores[~flagged].min()
+    assert np.mean(scores <= lowest_normal) > bound
+
+
+@settings(max_examples=300, deadline=None)
+@given(pairs=labelled, bound=st.floats(0, 1, exclude_max=True), dtype=dtypes)
+def test_false_alarms_never_exceed_the_bound_with_labels(pairs, bound, dtype):
+    scores, y = split(pairs, dtype)
+    detector = calibrated(
+        scores, y, strategy="max_false_alarm", max_false_alarm=bound, dtype=dtype
+    )
+    with_labels = detector.predict(scores)
+    assert np.mean(with_labels[~y] == -1) <= bound
+    # The good images decide, so they get the verdicts they get without the others.
+    alone = calibrated(scores[~y], max_false_alarm=bound, dtype=dtype)
+    np.testing.assert_array_equal(with_labels[~y], alone.predict(scores[~y]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(pairs=labelled, dtype=dtypes, convention=st.sampled_from(["sklearn", "field"]))
+def test_f1_at_the_threshold_is_f1_max(pairs, dtype, convention):
+    scores, is_anomalous = split(pairs, dtype)
+    y = 1 - 2 * is_anomalous if convention == "sklearn" else is_anomalous * 1
+    detector = calibrated(scores, y, strategy="f1", dtype=dtype)
+    found = f1_score(is_anomalous, detector.predict(scores) == -1)
+    assert found == pytest.approx(f1_max(y, -scores), abs=1e-12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(pairs=labelled, dtype=dtypes)
+def test_youden_at_the_threshold_is_the_best(pairs, dtype):
+    scores, y = split(pairs, dtype)
+
+    def youden(flagged):
+        return np.mean(flagged[y]) - np.mean(flagged[~y])
+
+    detector = calibrated(scores, y, strategy="youden", dtype=dtype)
+    best = max([youden(scores < level) for level in scores])
+    found = youden(detector.predict(scores) == -1)
+    assert found == pytest.approx(max(best, 0), abs=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    pairs=labelled,
+    strategy=st.sampled_from(["f1", "youden", "max_false_alarm"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_order_does_not_matter_and_scale_carries_over(pairs, strategy, seed):
+    scores, y = split(pairs, "float64")
+    assume(np.abs(scores).max() < 1e100)
+    offset = calibrated(scores, y, strategy=strategy).offset_
+    order = np.random.default_rng(seed).permutation(len(scores))
+    assert calibrated(scores[order], y[order], strategy=strategy).offset_ == offset
+    assert calibrated(4 * scores, y, strategy=strategy).offset_ == pytest.approx(
+        4 * offset
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_neighbouring_floats_are_told_apart(dtype):
+    for start in (1.0, 3.0, -1.0, 1e-3, 7e7):
+        low = np.dtype(dtype).type(start)
+        high = np.nextafter(low, low.dtype.type(np.inf))
+        scores = np.array([low, high])
+        detector = calibrated(scores, [-1, 1], dtype=dtype)
+        np.testing.assert_array_equal(detector.predict(scores), [-1, 1])
+
+
+def test_huge_scores_do_not_overflow():
+    scores = np.array([-1.7e308, 1.7e308])
+    assert calibrated(scores, [-1, 1]).offset_ == 0
+
+
+# Detectors ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    is_anomalous = np.arange(80) % 4 == 0
+    return rng.normal(size=(80, 3)) + 4 * is_anomalous[:, None], is_anomalous
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: IsolationForest(random_state=0),
+        lambda: make_pipeline(StandardScaler(), IsolationForest(random_state=0)),
+        lambda: make_pipeline(
+            StandardScaler(),
+            make_pipeline(FunctionTransformer(), IsolationForest(random_state=0)),
+        ),
+        lambda: GridSearchCV(
+            make_pipeline(StandardScaler(), IsolationForest(random_state=0)),
+            {"isolationforest__max_samples": [0.5]},
+            scoring=get_scorer("auroc"),
+            cv=ZeroShotSplit(),
+        ),
+    ],
+    ids=["detector", "pipeline", "nested", "search"],
+)
+def test_detectors_pipelines_and_searches(make, data):
+    X, is_anomalous = data
+    detector = make().fit(X, is_anomalous)
+    before = detector.score_samples(X)
+    assert calibrate_threshold(detector, X, is_anomalous) is detector
+    np.testing.assert_array_equal(detector.score_samples(X), before)
+    found = f1_score(is_anomalous, detector.predict(X) == -1)
+    assert found == pytest.approx(f1_max(is_anomalous, -before))
+    good = X[~is_anomalous]
+    calibrate_threshold(detector, good, max_false_alarm=0.1)
+    assert np.mean(detector.predict(good) == -1) == 0.1
+
+
+def test_class_names_reach_the_detector():
+    X = np.array([[1.0], [2.0], [7.0]])
+    detector = calibrate_threshold(GivenScores().fit(), X, class_name="nut")
+    assert detector.offset_ == 101
+    names = ["nut", "pill", "nut"]
+    for last in (GivenScores(), make_pipeline(GivenScores())):
+        pipeline = make_pipeline(FunctionTransformer(lambda X: 10 * X), last).fit(X)
+        calibrate_threshold(pipeline, X, [-1, 1, 1], class_name=names)
+        final = last if last is pipeline[-1] and hasattr(last, "offset_") else last[-1]
+        assert final.offset_ == (110 + 170) / 2
+    search = GridSearchCV(
+        GivenScores(), {}, scoring=get_scorer("auroc"), cv=ZeroShotSplit()
+    ).fit(X, [-1, 1, 1])
+    calibrate_threshold(search, X, class_name="pill")
+    assert search.best_estimator_.offset_ == 201
+
+
+def test_integer_scores_and_lists():
+    detector = calibrated([3, 1, 2], [1, -1, 1], dtype="int64")
+    assert detector.offset_ == 1.5
+
+
+# Errors ---------------------------------------------------------------------
+
+SCORES = [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "params", "message"),
+    [
+        (SCORES, [1, -1, 1], {"strategy": "f2"}, "strategy='f2' is not known. Use one"),
+        (
+            SCORES,
+            None,
+            {"strategy": "f1"},
+            "strategy='f1' needs labels: pass y, or use",
+        ),
+        (SCORES, None, {"strategy": "youden"}, "strategy='youden' needs labels"),
+        (SCORES, None, {"max_false_alarm": 1}, "max_false_alarm must be in [0, 1), go"),
+        (SCORES, None, {"max_false_alarm": -0.1}, "max_false_alarm must be in [0, 1)"),
+        (SCORES, None, {"max_false_alarm": np.nan}, "max_false_alarm must be in [0, 1"),
+        (SCORES, None, {"max_false_alarm": None}, "max_false_alarm must be in [0, 1)"),
+        (None, None, {}, "X is None, but a threshold is set from images"),
+        ([], None, {}, "X is empty: a threshold is set from images"),
+        ([], [], {}, "X is empty"),
+        (SCORES, [1, -1], {}, "y has 2 labels, but X has 3 samples"),
+        (SCORES, [], {}, "y has 0 labels, but X has 3 samples"),
+        (SCORES, [1, 1, 1], {}, "All labels are 1: both"),
+        (SCORES, [1, 1, 1], {}, "If all of X are good, leave y out."),
+        (SCORES, [0, 0, 0], {"strategy": "max_false_alarm"}, "leave y out"),
+        (SCORES, [1, 2, 3], {}, "Labels are 1, 2, 3, which is no known convention"),
+        (SCORES, [1, -1, np.nan], {}, "Labels must not be NaN"),
+        (SCORES, [[1], [-1], [1]], {}, "Labels must be one-dimensional"),
+        (SCORES, ["good", "bad", "bad"], {}, "Labels must be numbers"),
+        (
+            [np.nan, 1.0, np.nan],
+            None,
+            {},
+            "2 of 3 scores are not finite, at index 0, 2. Images that cannot be read",
+        ),
+        ([1.0, np.inf], [1, -1], {}, "1 of 2 scores are not finite, at index 1."),
+        ([np.nan] * 12, None, {}, "at index 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...."),
+    ],
+)
+def test_bad_input(X, y, params, message):
+    detector = GivenScores().fit()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        calibrate_threshold(detector, X, y, **params)
+    assert detector.offset_ == 0
+
+
+def test_what_cannot_be_calibrated(data):
+    X, y = data
+    for detector in (GivenScores(), make_pipeline(StandardScaler(), GivenScores())):
+        with pytest.raises(NotFittedError, match="GivenScores instance is not fitted"):
+            calibrate_threshold(detector, X)
+    classifier = LogisticRegression().fit(X, y)
+    with pytest.raises(TypeError, match="LogisticRegression has no score_samples: pas"):
+        calibrate_threshold(classifier, X)
+    with pytest.raises(TypeError, match="StandardScaler has no score_samples"):
+        calibrate_threshold(make_pipeline(StandardScaler()).fit(X), X)
+    with pytest.raises(TypeError, match="is not an estimator instance"):
+        calibrate_threshold("detector", X)
