@@ -1,0 +1,344 @@
+"""The torch side of `OpenCLIP`: a loaded model that encodes tokens and pixels.
+
+Imported only when a model is needed, because it imports torch and open_clip.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from torch.nn import functional
+
+from ._errors import WeightsNotFound
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CONFIG = "open_clip_config.json"
+
+
+def resolve_device(device: str) -> str:
+    """Return the torch device that `device` stands for."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={device!r} cannot be used here: {reason}") from error
+    return str(device)
+
+
+class LoadedModel:
+    """A CLIP with its tokenizer and preprocessing, on one device."""
+
+    def __init__(
+        self,
+        model_name: str,
+        pretrained: str | None,
+        *,
+        device: str,
+        precision: str,
+        cache_dir: str | None,
+    ) -> None:
+        self.device = device
+        self.model, self.tokenizer = _create(model_name, pretrained, cache_dir)
+        self.model.eval().requires_grad_(False).to(device)
+        self.preprocess_cfg: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
+        self.text_lock = threading.Lock()
+        self._check_vocabulary(model_name)
+        self.dtype = self._choose_dtype(precision)
+
+    # -- what it is ------------------------------------------------------------
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Hash of the weights: the same for the same state, whatever its name."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            array = tensor.detach().cpu().contiguous().numpy()
+            digest.update(f"{name}{array.dtype}{array.shape}".encode())
+            digest.update(array.reshape(-1).view(np.uint8))
+        # The state does not tell the activation or the way of pooling.
+        digest.update(str(self.model).encode())
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def embedding_width(self) -> int:
+        """Number of features of an embedding."""
+        return int(self.encode_tokens(self.tokenize(["a"])).shape[1])
+
+    def transform(self, resize: str) -> Any:
+        """Return open_clip's own preprocessing, with the given way of resizing."""
+        mode = {"squash": "squash", "crop": "shortest"}[resize]
+        known = {k: self.preprocess_cfg[k] for k in ("size", "mean", "std")}
+        config = open_clip.transform.PreprocessCfg(
+            **known,
+            interpolation=self.preprocess_cfg.get("interpolation", "bicubic"),
+            resize_mode=mode,
+        )
+        return open_clip.transform.image_transform_v2(config, is_train=False)
+
+    # -- encoding --------------------------------------------------------------
+
+    def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Return token ids (n, context length)."""
+        return self.tokenizer(list(prompts))
+
+    def token_lengths(self, tokens: torch.Tensor) -> np.ndarray:
+        """Number of tokens of each prompt, without the padding."""
+        # Padding is 0 and follows the end token, which is not 0.
+        positions = torch.arange(1, tokens.shape[1] + 1)
+        return (positions * (tokens != 0)).amax(dim=1).numpy()
+
+    def encode_tokens(self, tokens: torch.Tensor) -> np.ndarray:
+        """Encode token ids; rows are L2-normalised float32.
+
+        In a causal text tower no token sees what follows it, so the padding common to
+        all prompts can be left out: exact, and several times faster.
+        """
+        swapped = {}
+        prefix = self._causal_prefix
+        if prefix is not None:
+            length = int(self.token_lengths(tokens).max())
+            tokens = tokens[:, :length]
+            tower = self.model.text if prefix else self.model
+            swapped = {
+                f"{prefix}positional_embedding": tower.positional_embedding[:length],
+                f"{prefix}attn_mask": tower.attn_mask[:length, :length],
+            }
+        tokens = tokens.to(self.device)
+        # functional_call swaps tensors in place for the time of the call.
+        with self.text_lock, self._inference():
+            output = torch.func.functional_call(
+                self.model, swapped, (), {"text": tokens}
+            )
+        features = output["text_features"] if isinstance(output, dict) else output[1]
+        return _normalised(features)
+
+    def encode_pixels(self, pixels: torch.Tensor) -> np.ndarray:
+        """Encode preprocessed pixels (n, 3, height, width), as `encode_tokens`."""
+        with self._inference():
+            features = self.model.encode_image(pixels.to(self.device))
+        return _normalised(features)
+
+    def _inference(self) -> Any:
+        return _Inference(self.device, self.dtype)
+
+    @functools.cached_property
+    def _causal_prefix(self) -> str | None:
+        """Where the causal text tower's positions and mask are, None if not causal."""
+        prefix = "text." if hasattr(self.model, "text") else ""
+        tower = self.model.text if prefix else self.model
+        pooling = getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
+        causal = (
+            pooling in ("argmax", "eos", "first")
+            and isinstance(getattr(tower, "attn_mask", None), torch.Tensor)
+            and hasattr(tower, "positional_embedding")
+            and getattr(tower, "cls_emb", None) is None
+            and not getattr(tower, "use_pad_mask", False)
+        )
+        return prefix if causal else None
+
+    # -- checks ----------------------------------------------------------------
+
+    def _check_vocabulary(self, model_name: str) -> None:
+        rows = getattr(self.model, "vocab_size", None)
+        known = getattr(self.tokenizer, "vocab_size", None)
+        if known is None and hasattr(self.tokenizer, "tokenizer"):
+            known = len(self.tokenizer.tokenizer)
+        if rows is None or known is None:
+            return
+        simple = isinstance(self.tokenizer, open_clip.SimpleTokenizer)
+        if known > rows or (simple and known != rows):
+            raise ValueError(
+                f"The tokenizer of {model_name!r} knows {known} tokens, but the model's "
+                f"embedding table has {rows} rows: they do not belong together. For a "
+                f"folder, put the merges file beside {_CONFIG} and name it there as "
+                "text_cfg.tokenizer_kwargs.bpe_path."
+            )
+
+    def _choose_dtype(self, precision: str) -> torch.dtype:
+        if precision != "auto":
+            return _DTYPES[precision]
+        self.dtype = torch.float32
+        if not self.device.startswith("cuda"):
+            return torch.float32
+        # Half precision only where it does not show: a fixed rule on fixed input.
+        size = self.preprocess_cfg["size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        noise = torch.Generator().manual_seed(0)
+        pixels = torch.randn((2, 3, height, width), generator=noise)
+        exact = self.encode_pixels(pixels)
+        self.dtype = torch.float16
+        cosine = (exact * self.encode_pixels(pixels)).sum(axis=1).min()
+        return torch.float16 if cosine >= 0.9999 else torch.float32
+
+
+class _Inference:
+    """`torch.inference_mode`, and autocast where the precision is not float32."""
+
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
+        self._contexts: list[Any] = [torch.inference_mode()]
+        if dtype != torch.float32:
+            self._contexts.append(torch.autocast(device.split(":")[0], dtype=dtype))
+
+    def __enter__(self) -> None:
+        for context in self._contexts:
+            context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for context in reversed(self._contexts):
+            context.__exit__(*error)
+
+
+def _normalised(features: torch.Tensor) -> np.ndarray:
+    return functional.normalize(features.float(), dim=-1).cpu().numpy()
+
+
+# -- loading -------------------------------------------------------------------
+
+
+def _create(model_name: str, pretrained: str | None, cache_dir: str | None) -> Any:
+    """Return open_clip's model (on CPU, float32) and its tokenizer."""
+    source = model_name
+    tokenizer_arguments: dict[str, Any] = {}
+    weights: str | None = pretrained
+    if os.path.isdir(model_name):
+        tokenizer_arguments = _check_folder(Path(model_name))
+        source, weights = f"local-dir:{model_name}", None
+    elif model_name.startswith("hf-hub:"):
+        weights = None
+    else:
+        _check_name(model_name, pretrained)
+    random = pretrained == "random"
+    arguments = {
+        "pretrained": None if random else weights,
+        "device": "cpu",
+        "cache_dir": cache_dir,
+    }
+    try:
+        if random:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                # Not the weights that the folder or hub may hold.
+                model = open_clip.create_model(source, load_weights=False, **arguments)
+        else:
+            model = open_clip.create_model(source, require_pretrained=True, **arguments)
+        tokenizer = open_clip.get_tokenizer(
+            source, cache_dir=cache_dir, **tokenizer_arguments
+        )
+    except Exception as error:
+        raise _explain(error, model_name, pretrained, cache_dir) from error
+    return model, tokenizer
+
+
+def _check_folder(folder: Path) -> dict[str, Any]:
+    """Check a folder's config; return the arguments of its tokenizer."""
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        text = config["model_cfg"]["text_cfg"]
+    except FileNotFoundError:
+        raise _not_found(str(folder), str(folder), f"no {_CONFIG} there") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder / _CONFIG} is not a valid open_clip config ({error!r}): it needs "
+            "model_cfg with vision_cfg and text_cfg."
+        ) from error
+    bpe_path = (text.get("tokenizer_kwargs") or {}).get("bpe_path")
+    # open_clip would look for a relative path in the working directory.
+    return {"bpe_path": str(folder / bpe_path)} if bpe_path else {}
+
+
+def _check_name(model_name: str, pretrained: str | None) -> None:
+    name = model_name.replace("/", "-")
+    config = open_clip.get_model_config(name)
+    if config is None:
+        near = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(
+            f"Unknown model {model_name!r}: neither a path nor a model of open_clip."
+            f"{hint} open_clip.list_models() lists them all."
+        )
+    if pretrained is None:
+        raise ValueError(
+            f"Model {model_name!r} needs `pretrained`: a tag "
+            f"({_tags(name)}), a checkpoint file, or the word 'random'."
+        )
+    if pretrained == "random" or os.path.isfile(pretrained):
+        return
+    tag = open_clip.get_pretrained_cfg(name, pretrained)
+    if not tag:
+        if os.sep in pretrained or Path(pretrained).suffix:
+            raise _not_found(model_name, pretrained, "no such checkpoint file")
+        raise ValueError(
+            f"Unknown tag {pretrained!r} of model {model_name!r}; open_clip knows "
+            f"{_tags(name)}."
+        )
+    wanted = bool(tag.get("quick_gelu", False))
+    if wanted != bool(config.get("quick_gelu", False)):
+        other = f"{name}-quickgelu" if wanted else name.removesuffix("-quickgelu")
+        raise ValueError(
+            f"QuickGELU mismatch: the weights {pretrained!r} were trained "
+            f"{'with' if wanted else 'without'} QuickGELU, the model {model_name!r} is "
+            f"built {'without' if wanted else 'with'} it, and the embeddings would be "
+            f"wrong. Use the model {other!r}."
+        )
+
+
+def _tags(name: str) -> str:
+    return ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "no tag"
+
+
+def _explain(
+    error: Exception, model_name: str, pretrained: str | None, cache_dir: str | None
+) -> Exception:
+    """Turn what open_clip, torch or safetensors raised into what the user can do."""
+    local = os.path.isdir(model_name) or os.path.isfile(pretrained or "")
+    place = pretrained if os.path.isfile(pretrained or "") else model_name
+    reasons = " ".join(_chain(error))
+    if local and "Required pretrained weights" not in reasons:
+        if "size mismatch" in reasons or "Missing key" in reasons:
+            return ValueError(
+                f"The checkpoint {place!r} does not fit the model {model_name!r}: "
+                f"{str(error).splitlines()[0]}"
+            )
+        return ValueError(
+            f"The checkpoint {place!r} cannot be read: it is truncated, damaged or not "
+            f"a checkpoint ({str(error).splitlines()[0]})."
+        )
+    looked = place if local else (cache_dir or "the default cache folders, the hub")
+    wanted = model_name if pretrained is None else f"{model_name}/{pretrained}"
+    return _not_found(wanted, str(looked), str(error).splitlines()[0])
+
+
+def _not_found(wanted: str, looked: str, reason: str) -> WeightsNotFound:
+    return WeightsNotFound(
+        f"The weights of {wanted!r} were not found. Looked in: {looked} ({reason}).\n"
+        "Remedies:\n"
+        "  1. where there is a network, download them: clipad models --download "
+        f"{wanted}\n"
+        "  2. pass a local path: a checkpoint file as `pretrained`, or a folder with "
+        f"{_CONFIG} and open_clip_model.safetensors as the model\n"
+        '  3. to try things out without any download: clip="tiny"'
+    )
+
+
+def _chain(error: BaseException | None) -> list[str]:
+    messages = []
+    while error is not None:
+        messages.append(str(error))
+        error = error.__cause__ or error.__context__
+    return messages

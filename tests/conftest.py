@@ -1,0 +1,75 @@
+"""Fixtures and helpers of all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real labelled images that lie beside a developer's checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("the real images (../shared/data) are not on this machine")
+    return SHARED
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def photos(rng: np.random.Generator) -> list[np.ndarray]:
+    """Twelve small colour images of different sizes."""
+    return [
+        rng.integers(0, 256, (20 + i, 30 - i, 3), dtype=np.uint8) for i in range(12)
+    ]
+
+
+@pytest.fixture
+def photo_files(photos: list[np.ndarray], tmp_path: Path) -> list[str]:
+    """The same images as PNG files."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    paths = [str(folder / f"{i:02d}.png") for i in range(len(photos))]
+    for path, pixels in zip(paths, photos, strict=True):
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ViT-B-32 with random weights: bare checkpoints, and a CLIP folder."""
+    import json
+
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = open_clip.create_model("ViT-B-32")
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    (folder / "clip").mkdir()
+    save_file(state, folder / "clip" / "open_clip_model.safetensors")
+    config = {
+        "model_cfg": open_clip.get_model_config("ViT-B-32"),
+        "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]},
+    }
+    (folder / "clip" / "open_clip_config.json").write_text(json.dumps(config))
+    os.link(folder / "clip" / "open_clip_model.safetensors", folder / "b32.safetensors")
+    whole = (folder / "b32.safetensors").read_bytes()
+    (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    torch.save(state, folder / "b32.pt")
+    whole = (folder / "b32.pt").read_bytes()
+    (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
+    return folder

@@ -1,0 +1,244 @@
+"""Every kind of image that is accepted, and the error of every kind that is not."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipad_sklearn import CLIPImageEncoder, ImageReadError, list_images
+from clipad_sklearn._images import check_images, open_image
+
+RAMP = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
+NOISE = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
+
+
+def _file(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+class TestOpenImage:
+    @pytest.mark.parametrize(
+        "pixels",
+        [
+            RAMP,
+            RAMP.astype(np.uint16) * 257,
+            RAMP / 255,
+            (RAMP / 255).astype(np.float32),
+            np.dstack([RAMP, np.full((4, 4), 255, np.uint8)]),
+        ],
+        ids=["uint8", "uint16", "float64", "float32", "opaque"],
+    )
+    def test_arrays_of_equal_meaning(self, pixels: np.ndarray) -> None:
+        np.testing.assert_array_equal(np.asarray(open_image(pixels)), RAMP)
+
+    @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 1)])
+    def test_grey(self, shape: tuple[int, ...]) -> None:
+        grey = RAMP[:, :, 0]
+        expected = np.dstack([grey] * 3)
+        image = open_image(grey.reshape(shape))
+        np.testing.assert_array_equal(np.asarray(image), expected)
+
+    def test_bool(self) -> None:
+        image = np.asarray(open_image(RAMP[:, :, 0] > 100))
+        assert set(np.unique(image)) == {0, 255}
+
+    def test_alpha_lies_on_white(self) -> None:
+        transparent = np.zeros((4, 4, 4), np.uint8)
+        assert np.asarray(open_image(transparent)).min() == 255
+        assert np.asarray(open_image(_file(transparent))).min() == 255
+        palette = Image.fromarray(RAMP).convert("P")
+        file = io.BytesIO()
+        palette.save(file, "PNG", transparency=palette.getpixel((0, 0)))
+        assert np.asarray(open_image(file.getvalue()))[0, 0].tolist() == [255] * 3
+
+    def test_sixteen_bit_files_are_scaled_not_clipped(self) -> None:
+        grey = (np.arange(16, dtype=np.uint16) * 4096).reshape(4, 4)
+        expected = np.rint(grey / 257)
+        for format_ in ("PNG", "TIFF"):
+            file = io.BytesIO()
+            Image.fromarray(grey).save(file, format_)
+            image = np.asarray(open_image(file.getvalue()))
+            np.testing.assert_allclose(image[:, :, 0], expected, atol=1)
+
+    @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LAB", "I", "F"])
+    def test_modes(self, mode: str) -> None:
+        image = Image.fromarray(RAMP).convert(mode)
+        if mode in ("I", "F"):
+            scale = 257 if mode == "I" else 1 / 255
+            image = image.point(lambda value: value * scale + 0)
+        converted = open_image(image)
+        assert converted.mode == "RGB"
+        if mode != "1":
+            expected = np.asarray(Image.fromarray(RAMP).convert("L"), dtype=float)
+            found = np.asarray(converted.convert("L"), dtype=float)
+            np.testing.assert_allclose(found, expected, atol=25)
+
+    def test_exif_orientation(self) -> None:
+        image = Image.fromarray(np.repeat(RAMP, 8, axis=0).repeat(4, axis=1))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        file = io.BytesIO()
+        image.save(file, "PNG", exif=exif)
+        assert open_image(file.getvalue()).size == image.size[::-1]
+
+    def test_animation_gives_first_frame(self) -> None:
+        frames = [
+            Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (9, 99)
+        ]
+        file = io.BytesIO()
+        frames[0].save(file, "TIFF", save_all=True, append_images=frames[1:])
+        assert np.asarray(open_image(file.getvalue())).max() == 9
+
+
+def _huge_png() -> bytes:
+    """A few bytes that claim to be an image of 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"x")
+
+
+BAD_FILES = {
+    "empty.png": (b"", "the file is empty"),
+    "text.png": (b"not an image at all", "not an image, or of an unknown format"),
+    "truncated.png": (_file(NOISE)[:2000], "truncated or corrupt"),
+    "truncated.jpg": (_file(NOISE, "JPEG")[:1000], "truncated or corrupt"),
+    "bomb.png": (_huge_png(), "too large"),
+}
+BAD_OBJECTS: dict[str, tuple[Any, str]] = {
+    "missing": ("no/such/photo.png", "no such file"),
+    "NUL in path": ("a\0b.png", "null"),
+    "number": (7, "int is not an image"),
+    "None": (None, "NoneType is not an image"),
+    "nested list": ([[1, 2], [3, 4]], "list is not an image"),
+    "zero-sized array": (np.zeros((0, 5, 3), np.uint8), "has no pixels"),
+    "zero-sized PIL": (Image.new("RGB", (0, 5)), "no pixels"),
+    "one dimension": (np.zeros(5, np.uint8), "expected (height, width)"),
+    "five channels": (np.zeros((4, 4, 5), np.uint8), "1, 3 or 4 channels"),
+    "float up to 255": (RAMP.astype(float), "divide 8-bit values by 255"),
+    "negative float": (np.full((4, 4), -0.5), "must lie in [0, 1]"),
+    "NaN": (np.full((4, 4), np.nan), "must lie in [0, 1]"),
+    "int64": (RAMP.astype(np.int64), "dtype int64"),
+    "complex": (RAMP.astype(complex), "dtype complex128"),
+}
+
+
+class TestBadImages:
+    @pytest.mark.parametrize("name", BAD_FILES)
+    def test_file(self, name: str, tmp_path: Path) -> None:
+        content, reason = BAD_FILES[name]
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(ImageReadError) as error:
+            CLIPImageEncoder("tiny").transform([str(path)])
+        [(index, named, found)] = error.value.failures
+        assert (index, named) == (0, str(path))
+        assert reason in found
+
+    @pytest.mark.parametrize("name", BAD_OBJECTS)
+    def test_object(self, name: str) -> None:
+        image, reason = BAD_OBJECTS[name]
+        with pytest.raises(ImageReadError) as error:
+            CLIPImageEncoder("tiny").transform([RAMP, image])
+        [(index, _, found)] = error.value.failures
+        assert index == 1
+        assert reason in found
+
+    def test_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(ImageReadError, match="is a folder, not an image"):
+            CLIPImageEncoder("tiny").transform([tmp_path])
+
+    def test_all_bad_named_and_nothing_lost(
+        self, tmp_path: Path, photo_files: list[str]
+    ) -> None:
+        images: list[Any] = list(photo_files)
+        for position, (name, (content, _)) in enumerate(BAD_FILES.items()):
+            (tmp_path / name).write_bytes(content)
+            images.insert(3 * position, str(tmp_path / name))
+        bad = list(range(0, 3 * len(BAD_FILES), 3))
+        with pytest.raises(ImageReadError) as error:
+            CLIPImageEncoder("tiny").transform(images)
+        assert [index for index, _, _ in error.value.failures] == bad
+        assert str(error.value).startswith("5 images could not be read:\n  0: ")
+        for name in BAD_FILES:
+            assert name in str(error.value)
+
+        rows = CLIPImageEncoder("tiny", on_error="nan").transform(images)
+        assert np.flatnonzero(np.isnan(rows).any(axis=1)).tolist() == bad
+        good = CLIPImageEncoder("tiny").transform(photo_files)
+        np.testing.assert_allclose(np.delete(rows, bad, axis=0), good, atol=1e-6)
+
+    def test_error_pickles(self) -> None:
+        error = ImageReadError([(3, "a.png", "no such file")])
+        again = pickle.loads(pickle.dumps(error))
+        assert again.failures == error.failures
+        assert str(again) == str(error)
+
+
+class TestCheckImages:
+    @pytest.mark.parametrize(
+        ("images", "kind", "message"),
+        [
+            ([], ValueError, "minimum of 1 is required"),
+            (np.empty((0, 8, 8)), ValueError, "minimum of 1 is required"),
+            ("photo.png", ValueError, "Wrap it in a list"),
+            (Path("photo.png"), ValueError, "Wrap it in a list"),
+            (Image.new("RGB", (4, 4)), ValueError, "Wrap it in a list"),
+            (RAMP, ValueError, "Wrap it in a list"),
+            (RAMP[:, :, 0], ValueError, "Wrap it in a list"),
+            (np.zeros(5), ValueError, "n, height, width"),
+            (np.zeros((2, 2, 2, 2, 2)), ValueError, "n, height, width"),
+            (None, ValueError, "got None"),
+            (3, TypeError, "got int"),
+            ({"a": RAMP}, TypeError, "got dict"),
+        ],
+    )
+    def test_not_a_list_of_images(
+        self, images: Any, kind: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(kind, match=message):
+            check_images(images)
+
+    def test_data_frame(self) -> None:
+        pd = pytest.importorskip("pandas")
+        frame = pd.DataFrame({"path": ["a.png", "b.png"]})
+        with pytest.raises(TypeError, match="Pass the column"):
+            check_images(frame)
+        assert list(check_images(frame["path"])) == ["a.png", "b.png"]
+
+    def test_stack_of_images(self) -> None:
+        assert len(check_images(np.stack([RAMP, RAMP]))) == 2
+        assert len(check_images(np.zeros((5, 8, 8)))) == 5
+
+
+class TestListImages:
+    def test_recursive_sorted_and_only_images(self, tmp_path: Path) -> None:
+        for name in (
+            "b/z.PNG",
+            "b/a.jpeg",
+            "a.tif",
+            ".hidden/x.png",
+            "._a.tif",
+            "c.txt",
+        ):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        found = [str(Path(p).relative_to(tmp_path)) for p in list_images(tmp_path)]
+        assert found == ["a.tif", "b/a.jpeg", "b/z.PNG"]
+
+    def test_not_a_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(NotADirectoryError, match="is not a folder"):
+            list_images(tmp_path / "missing")
