@@ -5,6 +5,7 @@ Imported only when a model is needed, because it imports torch and open_clip.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -12,7 +13,9 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Sequence
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +167,8 @@ class LoadedModel:
         simple = isinstance(self.tokenizer, open_clip.SimpleTokenizer)
         if known > rows or (simple and known != rows):
             raise ValueError(
-                f"The tokenizer of {model_name!r} knows {known} tokens, but the model's "
-                f"embedding table has {rows} rows: they do not belong together. For a "
+                f"The tokenizer of {model_name!r} knows {known} tokens, but the model "
+                f"has embeddings of {rows}: they do not belong together. For a "
                 f"folder, put the merges file beside {_CONFIG} and name it there as "
                 "text_cfg.tokenizer_kwargs.bpe_path."
             )
@@ -224,25 +227,54 @@ def _create(model_name: str, pretrained: str | None, cache_dir: str | None) -> A
     else:
         _check_name(model_name, pretrained)
     random = pretrained == "random"
-    arguments = {
+    from_hub = model_name.startswith("hf-hub:") or not (
+        random or os.path.isdir(model_name) or os.path.isfile(pretrained or "")
+    )
+    arguments: dict[str, Any] = {
         "pretrained": None if random else weights,
         "device": "cpu",
         "cache_dir": cache_dir,
     }
     try:
-        if random:
+        with _offline_if_unreachable() if from_hub else contextlib.nullcontext():
+            if random:
+                # Not the weights that the folder or hub may hold.
+                arguments["load_weights"] = False
+            else:
+                arguments["require_pretrained"] = True
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                # Not the weights that the folder or hub may hold.
-                model = open_clip.create_model(source, load_weights=False, **arguments)
-        else:
-            model = open_clip.create_model(source, require_pretrained=True, **arguments)
-        tokenizer = open_clip.get_tokenizer(
-            source, cache_dir=cache_dir, **tokenizer_arguments
-        )
+                model = open_clip.create_model(source, **arguments)
+            tokenizer = open_clip.get_tokenizer(
+                source, cache_dir=cache_dir, **tokenizer_arguments
+            )
     except Exception as error:
         raise _explain(error, model_name, pretrained, cache_dir) from error
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _offline_if_unreachable() -> Iterator[None]:
+    """Let the hub's client use only its cache where the hub cannot be reached.
+
+    By itself the client tries each file for half a minute before it looks there.
+    """
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        if not offline:
+            request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+            urllib.request.urlopen(request, timeout=10).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except OSError as error:
+        logger.info("The hub cannot be reached (%s); using its cache only.", error)
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 
 def _check_folder(folder: Path) -> dict[str, Any]:

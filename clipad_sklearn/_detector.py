@@ -1,0 +1,296 @@
+"""What all detectors share: scikit-learn's outlier-detection contract."""
+
+from __future__ import annotations
+
+import numbers
+import warnings
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from . import metrics
+from ._clip import check_clip
+
+
+class BaseDetector(OutlierMixin, BaseEstimator):
+    """Base of all detectors.
+
+    A subclass has `fit` and ``_margins(X, **params)``, which returns the margins
+    log p(normal) - log p(anomalous) of a fitted detector.
+    """
+
+    classes_: np.ndarray
+    offset_: float
+    contamination: float | str
+
+    # -- from margins to everything else ----------------------------------------
+
+    def _margins(self, *args: Any, **params: Any) -> np.ndarray:
+        raise NotImplementedError
+
+    def _checked_margins(self, X: Any, **params: Any) -> np.ndarray:
+        check_is_fitted(self)
+        if X is None:
+            raise ValueError(
+                f"{type(self).__name__} has nothing to score: X is None. X=None is "
+                "accepted by `fit` only."
+            )
+        return np.asarray(self._margins(X, **params), dtype=np.float64)
+
+    def _verdicts(self, decision: np.ndarray) -> np.ndarray:
+        verdicts = np.where(decision >= 0, 1, -1)
+        one_sided = len(verdicts) >= 20 and len(np.unique(verdicts)) == 1
+        if one_sided and self.contamination == "auto" and self.offset_ == 0:
+            verdict = "normal" if verdicts[0] == 1 else "anomalous"
+            warnings.warn(
+                f"All {len(verdicts)} images are called {verdict}: the threshold is "
+                "uncalibrated, because text and image embeddings lie apart. The "
+                "scores still rank. Set a threshold with `contamination` or "
+                "`calibrate_threshold`.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return verdicts
+
+    @staticmethod
+    def _probabilities(margins: np.ndarray) -> np.ndarray:
+        return np.column_stack([expit(-margins), expit(margins)])
+
+    def _set_offset(self, X: Any, **params: Any) -> None:
+        """Set `offset_` and `classes_`; the last step of every `fit`."""
+        self.classes_ = np.array([-1, 1])
+        self.offset_ = 0.0
+        if self.contamination != "auto":
+            margins = np.sort(self._checked_margins(X, **params))
+            # This many lie below it; scores equal to the offset are normal.
+            self.offset_ = float(margins[int(self.contamination * len(margins))])
+
+    def _check_contamination(self, X: Any) -> None:
+        value = self.contamination
+        if isinstance(value, str) and value == "auto":
+            return
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not real or not 0 < value <= 0.5:  # type: ignore[operator]
+            raise ValueError(
+                f"contamination={value!r}: expected 'auto' or a number in (0, 0.5]."
+            )
+        if X is None:
+            raise ValueError(
+                f"contamination={value!r} is a quantile of the scores of the images "
+                "given to `fit`, but X is None. Fit with images, or use "
+                "contamination='auto'."
+            )
+
+    # -- public -----------------------------------------------------------------
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Return the margin of each sample; higher is more normal.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+
+        Returns
+        -------
+        margins : ndarray of shape (n_samples,), dtype float64
+            log p(normal) - log p(anomalous), unsaturated.
+        """
+        return self._checked_margins(X)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the margin of each sample above the threshold.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+
+        Returns
+        -------
+        decision : ndarray of shape (n_samples,), dtype float64
+            ``score_samples(X) - offset_``; not negative for normal samples.
+        """
+        return self._checked_margins(X) - self.offset_
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the verdict for each sample.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+
+        Returns
+        -------
+        verdicts : ndarray of shape (n_samples,), dtype int
+            +1 for normal, -1 for anomalous.
+
+        Warns
+        -----
+        UserWarning
+            If 20 or more samples all get the same verdict from a threshold that was
+            never set from data.
+        """
+        return self._verdicts(self._checked_margins(X) - self.offset_)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probabilities of anomaly and normality.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, 2), dtype float64
+            Columns in the order of `classes_`: anomalous, normal. The logistic
+            function of the margin, which does not move with `offset_`: once a
+            threshold is set, one half is not the boundary of the verdicts.
+        """
+        return self._probabilities(self._checked_margins(X))
+
+    def score(self, X: Any, y: Any) -> float:
+        """Return the area under the ROC curve.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+        y : array-like of shape (n_samples,)
+            Labels: {-1, +1} with -1 anomalous, or {0, 1} or bool with 1 anomalous.
+
+        Returns
+        -------
+        auroc : float
+            In [0, 1].
+        """
+        return metrics.auroc(y, -self.score_samples(X))
+
+
+class ClassNameDetector(BaseDetector):
+    """Base of detectors to which a class name per call or per image can be given."""
+
+    def score_samples(self, X: Any, class_name: Any = None) -> np.ndarray:
+        """Return the margin of each sample; higher is more normal.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+        class_name : str, array-like of str of shape (n_samples,) or None, default=None
+            What the images show. None is what `fit` was given.
+
+        Returns
+        -------
+        margins : ndarray of shape (n_samples,), dtype float64
+            log p(normal) - log p(anomalous), unsaturated.
+        """
+        return self._checked_margins(X, class_name=class_name)
+
+    def decision_function(self, X: Any, class_name: Any = None) -> np.ndarray:
+        """Return the margin of each sample above the threshold.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+        class_name : str, array-like of str of shape (n_samples,) or None, default=None
+            What the images show. None is what `fit` was given.
+
+        Returns
+        -------
+        decision : ndarray of shape (n_samples,), dtype float64
+            ``score_samples(X) - offset_``; not negative for normal samples.
+        """
+        return self._checked_margins(X, class_name=class_name) - self.offset_
+
+    def predict(self, X: Any, class_name: Any = None) -> np.ndarray:
+        """Return the verdict for each sample.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+        class_name : str, array-like of str of shape (n_samples,) or None, default=None
+            What the images show. None is what `fit` was given.
+
+        Returns
+        -------
+        verdicts : ndarray of shape (n_samples,), dtype int
+            +1 for normal, -1 for anomalous.
+
+        Warns
+        -----
+        UserWarning
+            If 20 or more samples all get the same verdict from a threshold that was
+            never set from data.
+        """
+        decision = self._checked_margins(X, class_name=class_name) - self.offset_
+        return self._verdicts(decision)
+
+    def predict_proba(self, X: Any, class_name: Any = None) -> np.ndarray:
+        """Return the probabilities of anomaly and normality.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+        class_name : str, array-like of str of shape (n_samples,) or None, default=None
+            What the images show. None is what `fit` was given.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, 2), dtype float64
+            Columns in the order of `classes_`: anomalous, normal. The logistic
+            function of the margin, which does not move with `offset_`.
+        """
+        return self._probabilities(self._checked_margins(X, class_name=class_name))
+
+    def score(self, X: Any, y: Any, class_name: Any = None) -> float:
+        """Return the area under the ROC curve.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+        y : array-like of shape (n_samples,)
+            Labels: {-1, +1} with -1 anomalous, or {0, 1} or bool with 1 anomalous.
+        class_name : str, array-like of str of shape (n_samples,) or None, default=None
+            What the images show. None is what `fit` was given.
+
+        Returns
+        -------
+        auroc : float
+            In [0, 1].
+        """
+        return metrics.auroc(y, -self.score_samples(X, class_name=class_name))
+
+
+class EmbeddingMixin:
+    """For detectors whose samples are embeddings of images."""
+
+    clip: Any
+    n_features_in_: int
+
+    def _check_embeddings(self, X: Any, *, reset: bool) -> np.ndarray:
+        if not reset and not hasattr(self, "feature_names_in_"):
+            # Fitted without names, or without images: names of X mean nothing then.
+            X = np.asarray(X) if hasattr(X, "columns") else X
+        return validate_data(self, X, reset=reset, dtype=[np.float64, np.float32])
+
+    def _encode_prompts(self, prompts: list[str], n_features: int | None) -> np.ndarray:
+        """Encode prompts for embeddings of images that have `n_features`, if known."""
+        embeddings = check_clip(self.clip).encode_text(prompts)
+        width = embeddings.shape[1]
+        if n_features is not None and n_features != width:
+            raise ValueError(
+                f"X has {n_features} features, but {type(self).__name__}'s clip "
+                f"{self.clip!r} makes embeddings of {width} features. Encoder and "
+                "detector need the same clip."
+            )
+        return embeddings
