@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pickle
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from clipad_sklearn._embedding_cache import open_cache
 from scipy.special import expit, logit
 from sklearn import config_context
 from sklearn.base import clone
@@ -35,6 +37,7 @@ from clipad_sklearn import (
     metrics,
     random_word_prompts,
 )
+from clipad_sklearn._embedding_cache import open_cache
 from clipad_sklearn._loaded_model import LoadedModel
 from clipad_sklearn.model_selection import ZeroShotSplit
 
@@ -565,17 +568,59 @@ class TestGridSearch:
         search.fit(photo_files, y)
         assert sum(texts) == len(distinct)
 
-    def test_two_jobs(self, pipeline: Pipeline, photo_files: list[str]) -> None:
-        pipeline.set_params(words__classifier=LogisticRegression())
-        grid = {"words__n_pairs": [20, 40]}
+    def test_two_jobs(self, photo_files: list[str], tmp_path: Path) -> None:
+        """Each process encodes a prompt or an image at most once."""
+        words = RandomWordDetector(
+            "tiny", classifier=LogisticRegression(), random_state=0
+        )
+        grid = {"words__n_pairs": [20, 40, 60, 80]}
         y = [1, -1] * 6
-        found = [
-            GridSearchCV(pipeline, grid, cv=ZeroShotSplit(), n_jobs=n_jobs)
-            .fit(photo_files, y)
-            .cv_results_["mean_test_score"]
-            for n_jobs in (1, 2)
-        ]
+        found = []
+        for encoder, n_jobs in (
+            (LoggingEncoder("tiny", log=str(tmp_path)), 2),
+            (CLIPImageEncoder("tiny"), 1),
+        ):
+            pipeline = Pipeline([("encoder", encoder), ("words", words)])
+            # No refit: it would be done, and logged, in this process.
+            search = GridSearchCV(
+                pipeline, grid, cv=ZeroShotSplit(), n_jobs=n_jobs, refit=False
+            ).fit(photo_files, y)
+            found.append(search.cv_results_["mean_test_score"])
         np.testing.assert_allclose(found[0], found[1])
+        logs = list(tmp_path.glob("*.log"))
+        assert len(logs) >= 2
+        for log in logs:
+            rows = log.read_text().split()
+            assert len(rows) == len(set(rows))
+
+
+class LoggingEncoder(CLIPImageEncoder):
+    """Logs a digest of every row that its process sends through a model."""
+
+    def __init__(self, clip: Any = None, *, on_error: str = "raise", log: str = ""):
+        super().__init__(clip, on_error=on_error)
+        self.log = log
+
+    def transform(self, X: Any) -> Any:
+        path = Path(self.log, f"{os.getpid()}.log")
+        if not path.exists():
+            path.touch()
+            # Rows that were encoded before the log began would be missing in it.
+            open_cache("memory").clear()  # type: ignore[union-attr]
+            for name in ("encode_tokens", "encode_pixels"):
+                original = getattr(LoadedModel, name)
+                patched = partialmethod(_log_rows, original=original, path=path)
+                setattr(LoadedModel, name, patched)
+        return super().transform(X)
+
+
+def _log_rows(
+    self: LoadedModel, batch: torch.Tensor, *, original: Any, path: Path
+) -> np.ndarray:
+    with path.open("a") as file:
+        for row in batch:
+            file.write(hashlib.sha256(row.numpy().tobytes()).hexdigest() + "\n")
+    return original(self, batch)
 
 
 def test_nothing_loads_a_model(
