@@ -1,0 +1,194 @@
+"""The training runs, survives a kill, goes on, and learns."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch.nn import functional
+
+from training import captions, vocabulary
+from training.export import VOCABULARY, WEIGHTS, export
+from training.losses import choose_tokens, name_images
+from training.model import (
+    build_model,
+    encode_image_tokens,
+    encode_texts,
+    model_config,
+)
+from training.pool import fill, record, training_sample
+from training.settings import (
+    HELD_OUT_DEFECTS,
+    HELD_OUT_FAMILIES,
+    SMOKE,
+    TRAINED_DEFECTS,
+    TRAINED_FAMILIES,
+)
+from training.train import learning_rate
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def read_log(folder):
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_smoke_run_is_killed_goes_on_and_learns(tmp_path):
+    folder = tmp_path / "smoke"
+    command = [sys.executable, "-m", "training.train", "--smoke", "--run", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options = {"cwd": REPOSITORY, "env": environment, "stdout": subprocess.DEVNULL}
+    first = subprocess.Popen(command, **options)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint.pt").exists():
+        assert first.poll() is None, "the run ended before its first checkpoint"
+        assert time.monotonic() < deadline, "no checkpoint in two minutes"
+        time.sleep(0.05)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    before = read_log(folder) if (folder / "log.jsonl").exists() else []
+    assert not any(entry.get("finished") for entry in before)
+
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert 0 < state["step"] < SMOKE.images / (2 * SMOKE.pairs_per_step)
+    subprocess.run(command, check=True, **options)
+    log = read_log(folder)
+    assert log[-1]["finished"]
+    assert log[-1]["images"] == SMOKE.images
+    after = log[len(before) :]
+    assert after[0]["step"] > state["step"]
+    assert min(entry["loss"] for entry in after) < log[0]["loss"] - 0.3
+    assert log[-1]["text"] < 0.75 * log[0]["text"]
+
+    # What it learned can be exported and loads without a warning.
+    target = tmp_path / "exported"
+    export(folder, target)
+    import open_clip
+
+    model = open_clip.create_model(f"local-dir:{target}")
+    assert (target / WEIGHTS).stat().st_size < 2e6
+    tokens = open_clip.get_tokenizer(
+        f"local-dir:{target}", bpe_path=str(target / VOCABULARY)
+    )
+    assert model.encode_text(tokens(["a photo of a damaged object"])).isfinite().all()
+
+
+def test_held_out_names_are_absent_from_training():
+    rng = np.random.default_rng(0)
+    held_out = captions.HELD_OUT_WORDS
+    assert {"marble", "gear", "dent", "thread"} <= held_out
+    words = set(captions.vocabulary_words())
+    assert len(words) > 10_000
+    for _ in range(3000):
+        texts = [*captions.state_pair(rng)]
+        family = captions.pick(rng, TRAINED_FAMILIES)
+        defect = captions.pick(rng, TRAINED_DEFECTS)
+        texts.append(captions.name_caption(rng, family, defect=defect))
+        words.update(" ".join(texts).replace(".", " ").lower().split())
+    assert not words & held_out
+    for number in range(10):
+        sample = training_sample(number, SMOKE)
+        assert sample.family not in HELD_OUT_FAMILIES
+        assert sample.defect not in HELD_OUT_DEFECTS
+
+
+def test_state_pairs_say_normal_and_anomalous():
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        normal, anomalous = captions.state_pair(rng)
+        assert normal != anomalous
+        assert "{" not in normal + anomalous
+        assert "  " not in normal + anomalous
+
+
+def test_vocabulary_is_what_open_clip_reads(tmp_path):
+    path = tmp_path / "merges.txt.gz"
+    vocabulary.write_vocabulary(path, 60)
+    first = path.read_bytes()
+    vocabulary.write_vocabulary(path, 60)
+    assert path.read_bytes() == first
+    text = gzip.decompress(first).decode()
+    assert not text.endswith("\n")
+    assert len(text.split("\n")) == 61
+    fast = vocabulary.Tokenizer(path)
+    assert fast.size == 512 + 60 + 2
+    texts = ["A photo of the flawless qzxv, close-up.", "naïve  日本 — x", ""]
+    reference = SimpleTokenizer(str(path), context_length=64)(texts).numpy()
+    tokens = fast([text.lower() for text in texts])
+    assert np.array_equal(tokens, reference[:, : tokens.shape[1]])
+    assert not reference[:, tokens.shape[1] :].any()
+
+
+def test_forward_passes_agree_with_open_clip():
+    torch.manual_seed(0)
+    model = build_model(model_config(SMOKE, 614)).eval()
+    images = torch.randn(2, 3, 112, 112)
+    tokens = torch.randint(1, 600, (3, 64))
+    tokens[:, 20], tokens[:, 21:] = 613, 0
+    with torch.no_grad():
+        whole, patches = encode_image_tokens(model, images)
+        everything = torch.arange(64).expand(2, 64)
+        same, _ = encode_image_tokens(model, images, everything)
+        window, few = encode_image_tokens(model, images, everything[:, 9:13])
+        texts = encode_texts(model, tokens[:, :21])
+        reference = functional.normalize(model.encode_image(images), dim=-1)
+        reference_texts = functional.normalize(model.encode_text(tokens), dim=-1)
+    assert torch.allclose(whole, reference, atol=1e-5)
+    assert torch.allclose(same, whole, atol=1e-5)
+    assert torch.allclose(texts, reference_texts, atol=1e-5)
+    assert patches.shape == (2, 64, 32)
+    assert few.shape == (2, 4, 32)
+    assert not torch.allclose(window, whole, atol=1e-2)
+
+
+def test_tokens_of_a_step():
+    rng = np.random.default_rng(0)
+    coverage = torch.zeros(8, 64)
+    coverage[:, 27] = 1.0
+    sizes, hits = set(), 0
+    for _ in range(60):
+        kept = choose_tokens(coverage, rng, SMOKE)
+        if kept is None:
+            sizes.add(None)
+            continue
+        sizes.add(kept.shape[1])
+        assert kept.min() >= 0
+        assert kept.max() < 64
+        assert all(len(set(row.tolist())) == len(row) for row in kept)
+        if kept.shape[1] == 4:
+            hits += int((kept == 27).any(dim=1).sum())
+    assert {None, 4, 38} <= sizes
+    assert hits > 0
+
+
+def test_captions_fit_the_images_that_they_were_written_for():
+    rows = np.zeros(12, record(SMOKE.pool_size))
+    for number, row in enumerate(rows):
+        fill(row, training_sample(number, SMOKE))
+    label = np.r_[np.zeros(12), np.ones(12)]
+    names = name_images(rows, label, label >= 0, np.random.default_rng(0), 40)
+    assert names.fits.shape == names.known.shape == (24, 40)
+    assert not (names.fits & ~names.known).any()
+    assert names.fits.any(dim=0).all()
+    # A caption that names a defect fits no good image.
+    assert not names.fits[:12][:, names.with_defect].any()
+
+
+@pytest.mark.parametrize(
+    ("progress", "share"), [(0.0, 0.01), (0.3, 1.0), (0.8, 0.5), (1.0, 0.0)]
+)
+def test_learning_rate(progress, share):
+    assert learning_rate(progress, SMOKE) == pytest.approx(
+        share * SMOKE.learning_rate, abs=1e-9
+    )

@@ -1,0 +1,287 @@
+"""Augmentation of a batch, its captions, and the losses of one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from open_clip.model import CLIP
+from torch import Tensor
+from torch.nn import functional
+
+from clipad_sklearn.datasets._drawing import COLORS
+
+from . import captions
+from .model import Axis, encode_image_tokens, encode_texts, normalise_pixels
+from .settings import IMAGE_SIZE, TRAINED_DEFECTS, TRAINED_FAMILIES, Settings
+from .vocabulary import Tokenizer
+
+# A patch shows the defect if more than this share of it does.
+SHOWN = 0.06
+MISSING = TRAINED_DEFECTS.index("missing part")
+
+
+def augment(rows: np.ndarray, seed: int) -> tuple[Tensor, Tensor]:
+    """The same crop, turn and light for both images of a pair.
+
+    Returns images (n, 2, 3, size, size) and masks (n, size, size), 0..1.
+    """
+    g = torch.Generator().manual_seed(seed)
+    n, size = len(rows), IMAGE_SIZE
+    good, bad = torch.from_numpy(rows["good"]), torch.from_numpy(rows["bad"])
+    mask = torch.from_numpy(np.unpackbits(rows["mask"], axis=-1))[..., None]
+    layers = torch.cat([good, bad, mask * 255], dim=-1).permute(0, 3, 1, 2)
+    scale = 0.7 + 0.33 * torch.rand(n, generator=g)
+    angle = torch.randint(0, 4, (n,), generator=g) * (np.pi / 2)
+    angle = angle + 0.08 * torch.randn(n, generator=g)
+    flip = torch.where(torch.rand(n, generator=g) < 0.5, 1.0, -1.0)
+    shift = (2 * torch.rand(n, 2, generator=g) - 1) * (1 - scale)[:, None].clamp(min=0)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    theta = torch.stack(
+        [
+            torch.stack([cos * flip, -sin, shift[:, 0]], dim=-1),
+            torch.stack([sin * flip, cos, shift[:, 1]], dim=-1),
+        ],
+        dim=1,
+    )
+    grid = functional.affine_grid(theta, [n, 7, size, size], align_corners=False)
+    layers = functional.grid_sample(
+        layers.float() / 255, grid, padding_mode="reflection", align_corners=False
+    )
+    images = torch.stack([layers[:, :3], layers[:, 3:6]], dim=1)
+
+    def chance(share: float) -> Tensor:
+        return (torch.rand(n, 1, 1, 1, 1, generator=g) < share).float()
+
+    gray = chance(0.1)
+    images = images * (1 - gray) + images.mean(dim=2, keepdim=True) * gray
+    gain = 0.75 + 0.5 * torch.rand(n, 1, 1, 1, 1, generator=g)
+    images = images * gain + 0.04 * torch.randn(n, 1, 3, 1, 1, generator=g)
+    level = 0.04 * chance(0.2) * torch.rand(n, 1, 1, 1, 1, generator=g)
+    noise = torch.randn(n, 1, 1, size, size, generator=g)
+    return (images + level * noise).clamp(0, 1), layers[:, 6]
+
+
+def choose_tokens(
+    coverage: Tensor, rng: np.random.Generator, settings: Settings
+) -> Tensor | None:
+    """Which patches of each pair the step looks at: None is all of them."""
+    n, patches = coverage.shape
+    side = round(patches**0.5)
+    kind = rng.random()
+    if kind < settings.full_share:
+        return None
+    shown = coverage.numpy() > SHOWN
+    if kind < settings.full_share + settings.window_share:
+        k = int(rng.choice(settings.windows))
+        top, left = rng.integers(0, side - k + 1, (2, n))
+        for i in np.flatnonzero(shown.any(axis=1) & (rng.random(n) < 0.85)):
+            row, column = divmod(int(rng.choice(np.flatnonzero(shown[i]))), side)
+            top[i] = np.clip(row - rng.integers(k), 0, side - k)
+            left[i] = np.clip(column - rng.integers(k), 0, side - k)
+        rows = top[:, None] + np.arange(k)
+        columns = left[:, None] + np.arange(k)
+        index = rows[:, :, None] * side + columns[:, None, :]
+        return torch.from_numpy(index.reshape(n, k * k))
+    favoured = shown * (rng.random((n, 1)) < 0.7) * 0.35
+    order = np.argsort(-(rng.random((n, patches)) + favoured), axis=1)
+    return torch.from_numpy(order[:, : int(patches * settings.kept_tokens)].copy())
+
+
+@dataclass(frozen=True)
+class Names:
+    """Captions of what the images show, and which images they fit."""
+
+    texts: list[str]
+    fits: Tensor  # (images, texts) bool
+    known: Tensor  # (images, texts) bool: whether `fits` is certain
+    with_defect: Tensor  # (texts,) bool
+
+
+def name_images(
+    rows: np.ndarray,
+    label: np.ndarray,
+    sure: np.ndarray,
+    rng: np.random.Generator,
+    count: int,
+    state_share: float = 0.0,
+) -> Names:
+    """Captions for random images of the batch (good ones first, then bad ones).
+
+    `state_share` of them say normal or anomalous, and nothing else that is true.
+    """
+    n = len(rows)
+    family = np.tile(rows["family"], 2)
+    color = np.tile(rows["color"], 2)
+    parts = np.tile(rows["count"], 2)
+    parts[n:][rows["defect"] == MISSING] = -1
+    defect = np.concatenate([np.full(n, -1), rows["defect"]])
+    texts, asked = [], np.full((5, count), -1)
+    for j in range(count):
+        i = int(rng.integers(2 * n))
+        if state_share and rng.random() < state_share:
+            asked[4, j] = label[i]
+            texts.append(captions.state_pair(rng)[int(label[i])])
+            continue
+        if rng.random() < 0.88:
+            asked[0, j] = family[i]
+        if color[i] >= 0 and rng.random() < 0.5:
+            asked[1, j] = color[i]
+        if asked[0, j] >= 0 and parts[i] > 0 and rng.random() < 0.5:
+            asked[2, j] = parts[i]
+        if label[i] > 0 and sure[i] and rng.random() < 0.4:
+            asked[3, j] = defect[i]
+        if (asked[[0, 1, 3], j] < 0).all():
+            asked[0, j] = family[i]
+        what, tone, number, trouble, _ = asked[:, j]
+        texts.append(
+            captions.name_caption(
+                rng,
+                TRAINED_FAMILIES[what] if what >= 0 else None,
+                color=COLORS[tone] if tone >= 0 else "",
+                count=int(number) if number > 0 else None,
+                defect=TRAINED_DEFECTS[trouble] if trouble >= 0 else "",
+            )
+        )
+    fits = np.ones((2 * n, count), bool)
+    known = np.ones((2 * n, count), bool)
+    shows = np.where((label > 0) & sure, defect, -1)
+    shown = (family, color, parts, shows, label)
+    for asked_row, has in zip(asked, shown, strict=True):
+        free = asked_row[None] < 0
+        fits &= free | (has[:, None] == asked_row[None])
+        if has is color or has is parts:
+            known &= free | (has[:, None] >= 0)
+    known &= (asked[3:] < 0).all(axis=0)[None] | sure[:, None]
+    # An unknown colour does not matter where the family is wrong anyway.
+    known |= (asked[0][None] >= 0) & (family[:, None] != asked[0][None])
+    return Names(
+        texts, torch.from_numpy(fits & known), torch.from_numpy(known),
+        torch.from_numpy(asked[3] >= 0),
+    )  # fmt: skip
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    return (values * weight).sum() / weight.sum().clamp(min=1)
+
+
+def _bce(logits: Tensor, target: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(
+        logits, target.expand_as(logits), reduction="none"
+    )
+
+
+def _contrastive(logits: Tensor, names: Names) -> Tensor:
+    """Both directions; every caption that fits an image is a right answer."""
+    logits = logits.masked_fill(~names.known, -1e4)
+    right = logits.masked_fill(~names.fits, -1e4)
+    total = logits.new_zeros(())
+    for dim in (1, 0):
+        some = names.fits.any(dim=dim)
+        if some.any():
+            gap = logits.logsumexp(dim=dim) - right.logsumexp(dim=dim)
+            total = total + 0.5 * gap[some].mean()
+    return total
+
+
+def step_losses(
+    model: CLIP,
+    axis: Axis,
+    tokenizer: Tokenizer,
+    rows: np.ndarray,
+    settings: Settings,
+    rng: np.random.Generator,
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of one step, and its parts for the log."""
+    n = len(rows)
+    pixels, mask = augment(rows, int(rng.integers(2**31)))
+    coverage = functional.avg_pool2d((mask > 0.5).float()[:, None], settings.patch_size)
+    coverage = coverage[:, 0].flatten(1)
+    kept = choose_tokens(coverage, rng, settings)
+    seen = coverage if kept is None else torch.gather(coverage, 1, kept)
+    most = seen.max(dim=1).values
+    label = torch.cat([torch.zeros(n), (most > SHOWN).float()])
+    sure = torch.cat([torch.ones(n), ((most > SHOWN) | (most <= 0)).float()])
+    images = normalise_pixels(torch.cat([pixels[:, 0], pixels[:, 1]]))
+
+    pairs = [captions.state_pair(rng) for _ in range(settings.state_pairs)]
+    normal, anomalous = zip(*pairs, strict=True)
+    names = name_images(
+        rows,
+        label.numpy(),
+        sure.numpy() > 0,
+        rng,
+        settings.name_captions,
+        settings.state_captions,
+    )
+    tokens = torch.from_numpy(tokenizer([*normal, *anomalous, *names.texts]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        image, patch = encode_image_tokens(
+            model, images, None if kept is None else torch.cat([kept, kept])
+        )
+        text = encode_texts(model, tokens)
+    half = settings.state_pairs
+    state_text, name_text = text[: 2 * half], text[2 * half :]
+    along = text @ axis.direction
+
+    # The axis: images, patches and texts each against the same direction.
+    on_image = axis.image[0].clamp(1, 40) * (image @ axis.direction) + axis.image[1]
+    axis_image = _mean(_bce(on_image, label), sure)
+    visible = label[n:] > 0
+    apart = on_image[n:] - on_image[:n]
+    ranking = (
+        functional.softplus(-apart[visible]).mean()
+        if visible.any()
+        else 0 * apart.sum()
+    )
+    cover = torch.cat([torch.zeros_like(seen), seen])
+    bad_patch = (cover > SHOWN).float()
+    patch_weight = ((cover > SHOWN) | (cover <= 0)).float() * (1 + 3 * bad_patch)
+    on_patch = axis.patch[0].clamp(1, 40) * (patch @ axis.direction) + axis.patch[1]
+    axis_patch = _mean(_bce(on_patch, bad_patch), patch_weight)
+    state_label = torch.cat([torch.zeros(half), torch.ones(half)])
+    axis_text = _bce(10 * along[: 2 * half], state_label).mean()
+    troubled = names.with_defect.float()
+    axis_text = axis_text + 0.5 * _mean(
+        _bce(10 * along[2 * half :], torch.ones_like(troubled)), troubled
+    )
+    neutral = _mean((10 * along[2 * half :]) ** 2, 1 - troubled)
+
+    # The same, against the prompts as users write them.
+    difference = state_text[half:] - state_text[:half]
+    scale, shift = axis.state
+    against = scale.clamp(1, 30) * (image @ difference.T) + shift
+    state = _mean(_bce(against, label[:, None]).mean(dim=1), sure)
+    scale, shift = axis.patch_state
+    local = scale.clamp(1, 30) * (patch @ difference.mean(dim=0)) + shift
+    patch_state = _mean(_bce(local, bad_patch), patch_weight)
+
+    # What the image shows; a small window cannot tell.
+    name = image.new_zeros(())
+    if kept is None or kept.shape[1] >= 25:
+        logits = axis.names.clamp(max=4.0).exp() * (image @ name_text.T)
+        name = _contrastive(logits, names)
+
+    loss = (
+        settings.axis * axis_image
+        + settings.ranking * ranking
+        + settings.patch_axis * axis_patch
+        + settings.text_axis * axis_text
+        + settings.neutral * neutral
+        + settings.state * state
+        + settings.patch_state * patch_state
+        + settings.names * name
+    )
+    parts = {
+        "loss": loss.item(),
+        "image": axis_image.item(),
+        "patch": axis_patch.item(),
+        "text": axis_text.item(),
+        "state": state.item(),
+    }
+    if kept is None:
+        parts["names"] = name.item()
+        if visible.any():
+            parts["ranked"] = (apart[visible] > 0).float().mean().item()
+    return loss, parts
