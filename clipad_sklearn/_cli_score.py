@@ -1,0 +1,384 @@
+"""``clipad score``: from paths to a ranked table."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import glob
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.special import expit
+from sklearn.pipeline import Pipeline, make_pipeline
+
+from . import __version__
+from ._calibration import calibrate_threshold
+from ._cli_output import (
+    UsageError,
+    as_usage_error,
+    check_writable,
+    printable,
+    replacing,
+)
+from ._clip import check_clip
+from ._detector import BaseDetector
+from ._fusion_detector import FusionDetector
+from ._image_encoder import CLIPImageEncoder
+from ._images import list_images
+from ._prompt_detector import PromptDetector
+from ._random_word_detector import RandomWordDetector
+
+if TYPE_CHECKING:
+    from ._clip import OpenCLIP
+
+COLUMNS = ("path", "rank", "p_anomaly", "margin", "threshold", "verdict", "error")
+_SHOWN = 20
+_VERSIONS = ("open_clip_torch", "torch", "scikit-learn", "numpy", "pillow")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run ``clipad score``."""
+    paths, notes = find_images(arguments.paths)
+    for note in notes:
+        _say(note)
+    calibration = [find_images([folder])[0] for folder in arguments.calibrate or ()]
+    for path in (arguments.out, arguments.save):
+        if path is not None:
+            check_writable(path)
+    detector = _load(arguments.load) if arguments.load else _new_detector(arguments)
+    clip = _set_clip(detector[0], arguments)
+    with as_usage_error():
+        if not arguments.load:
+            detector.fit(None)
+        embeddings, failures = clip._encode_images(paths, "nan")
+    readable = np.isfinite(embeddings).all(axis=1)
+    _say_failures(failures)
+    last = detector[-1]
+    margins = np.full(len(paths), np.nan)
+    features = embeddings[readable]
+    if len(features):
+        if len(detector) > 2:
+            features = detector[1:-1].transform(features)
+        margins[readable] = last.score_samples(features)
+
+    threshold = "--load"
+    n_failures = len(failures)
+    if calibration:
+        threshold = "--calibrate"
+        n_failures += _calibrate(
+            detector[1:], clip, calibration, arguments.max_false_alarm
+        )
+    elif arguments.threshold is not None:
+        threshold = "--threshold"
+        last.offset_ = arguments.threshold
+    elif arguments.contamination is not None:
+        threshold = "--contamination"
+        last.set_params(contamination=arguments.contamination)
+        if len(features):
+            last._set_offset(features)
+    elif last.contamination == "auto" and last.offset_ == 0:
+        threshold = "none"
+
+    errors = {index: reason for index, _, reason in failures}
+    rows = make_rows(paths, margins, float(last.offset_), errors)
+
+    if arguments.out:
+        settings = _settings(arguments, clip, threshold)
+        write(arguments.out, rows, settings)
+    if arguments.save:
+        import joblib
+
+        with replacing(arguments.save) as temporary:
+            joblib.dump(detector, temporary)
+    _report(rows, arguments, threshold)
+    return 1 if n_failures else 0
+
+
+def _say(message: str) -> None:
+    print(f"clipad: {printable(message)}", file=sys.stderr)
+
+
+def _say_failures(failures: Sequence[tuple[int, str, str]]) -> None:
+    for _, path, reason in failures:
+        _say(f"not read: {path}: {reason}")
+
+
+# -- which images --------------------------------------------------------------
+
+
+def find_images(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the paths of the images that the arguments name, each file once.
+
+    Also returns remarks on arguments that name none.
+    """
+    found: dict[str, str] = {}  # real path -> path as given
+    notes = []
+    for argument in arguments:
+        paths = _expand(argument)
+        if not paths:
+            notes.append(f"no image found in {argument}")
+        for path in paths:
+            found.setdefault(os.path.normcase(os.path.realpath(path)), path)
+    paths = list(found.values())
+    if not any(os.path.exists(path) for path in paths):
+        raise UsageError("no image found: " + ", ".join(arguments))
+    return paths, notes
+
+
+def _expand(argument: str) -> list[str]:
+    if os.path.isdir(argument):
+        return list_images(argument)
+    if os.path.lexists(argument) or not glob.has_magic(argument):
+        return [argument]
+    paths: list[str] = []
+    for match in sorted(glob.glob(argument, recursive=True)):
+        paths += list_images(match) if os.path.isdir(match) else [match]
+    return paths
+
+
+# -- the detector --------------------------------------------------------------
+
+
+def new_detector(
+    method: str, clip: Any, *, class_name: str | None = None, random_state: int = 0
+) -> Pipeline:
+    """Return the unfitted detector that ``--method`` stands for."""
+
+    def words() -> RandomWordDetector:
+        return RandomWordDetector(
+            clip, class_name=class_name, random_state=random_state
+        )
+
+    def prompts() -> PromptDetector:
+        return PromptDetector(clip, class_name=class_name or "object")
+
+    detector: BaseDetector
+    if method == "random-word":
+        detector = words()
+    elif method == "prompt":
+        detector = prompts()
+    else:
+        detector = FusionDetector([("words", words()), ("prompts", prompts())])
+    return make_pipeline(CLIPImageEncoder(clip), detector)
+
+
+def _new_detector(arguments: argparse.Namespace) -> Pipeline:
+    with as_usage_error():
+        clip = _with_settings(check_clip(arguments.clip), arguments)
+    return new_detector(
+        arguments.method or "random-word",
+        clip,
+        class_name=arguments.class_name,
+        random_state=arguments.random_state or 0,
+    )
+
+
+def _load(path: str) -> Pipeline:
+    import joblib
+
+    _say(f"{path}: a joblib file can run any code; load only what you trust")
+    try:
+        detector = joblib.load(path)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"--load {path}: cannot be loaded ({reason})") from error
+    if (
+        not isinstance(detector, Pipeline)
+        or len(detector) < 2
+        or not isinstance(detector[0], CLIPImageEncoder)
+        or not isinstance(detector[-1], BaseDetector)
+    ):
+        raise UsageError(
+            f"--load {path}: expected a Pipeline that begins with a CLIPImageEncoder "
+            f"and ends in a detector of clipad_sklearn, found {type(detector).__name__}"
+        )
+    if not hasattr(detector[-1], "offset_"):
+        raise UsageError(f"--load {path}: the detector is not fitted")
+    return detector
+
+
+def _set_clip(encoder: CLIPImageEncoder, arguments: argparse.Namespace) -> OpenCLIP:
+    """Give the encoder the settings that were asked for, and return its CLIP."""
+    with as_usage_error():
+        encoder.clip = _with_settings(check_clip(encoder.clip), arguments)
+    return encoder.clip
+
+
+def _with_settings(clip: OpenCLIP, arguments: argparse.Namespace) -> OpenCLIP:
+    names = ("device", "batch_size", "embedding_cache")
+    given = {name: getattr(arguments, name) for name in names}
+    return clip.set_params(**{k: v for k, v in given.items() if v is not None})
+
+
+def _calibrate(
+    scorer: Pipeline,
+    clip: OpenCLIP,
+    folders: Sequence[list[str]],
+    max_false_alarm: float | None,
+) -> int:
+    """Set the threshold from good, or good and bad, images.
+
+    Returns how many of them could not be read.
+    """
+    paths = [path for folder in folders for path in folder]
+    labels = np.repeat((1, -1)[: len(folders)], [len(folder) for folder in folders])
+    with as_usage_error():
+        embeddings, failures = clip._encode_images(paths, "nan")
+        _say_failures(failures)
+        readable = np.isfinite(embeddings).all(axis=1)
+        if len(np.unique(labels[readable])) < len(folders):
+            raise ValueError("--calibrate: a folder has no image that can be read")
+        calibrate_threshold(
+            scorer,
+            embeddings[readable],
+            labels[readable] if len(folders) == 2 else None,
+            strategy=None if max_false_alarm is None else "max_false_alarm",
+            max_false_alarm=0.05 if max_false_alarm is None else max_false_alarm,
+        )
+    return len(failures)
+
+
+# -- results -------------------------------------------------------------------
+
+
+def make_rows(
+    paths: Sequence[str],
+    margins: np.ndarray,
+    threshold: float,
+    errors: dict[int, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the rows of the table, most suspicious first, unreadable images last.
+
+    Equal margins are ranked by path.
+    """
+    rows = []
+    order = sorted(range(len(paths)), key=lambda i: (margins[i], paths[i]))
+    order = [i for i in order if np.isfinite(margins[i])]
+    for rank, i in enumerate(order, start=1):
+        margin = float(margins[i])
+        values = (
+            paths[i],
+            rank,
+            float(expit(-margin)),
+            margin,
+            threshold,
+            "normal" if margin >= threshold else "anomalous",
+            "",
+        )
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    for i, reason in sorted((errors or {}).items()):
+        rows.append(dict.fromkeys(COLUMNS) | {"path": paths[i], "error": reason})
+    return rows
+
+
+def write(path: str, rows: list[dict[str, Any]], settings: Any = None) -> None:
+    """Write the rows to a CSV file, or with the settings to a JSON file, in one go."""
+    if path.endswith(".json"):
+        versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
+        report = {
+            "settings": settings,
+            "versions": {
+                "clipad-sklearn": __version__,
+                "python": platform.python_version(),
+                **versions,
+            },
+            "scores": rows,
+        }
+        # ASCII keeps even names that are not valid Unicode, and can be read back.
+        text = json.dumps(report, indent=1, default=str, allow_nan=False) + "\n"
+    else:
+        text = _csv(rows)
+    # What is not valid Unicode in a name becomes a backslash escape.
+    content = text.encode("utf-8", "backslashreplace")
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    buffer = io.StringIO(newline="")
+    # Only so are line breaks of both kinds quoted, wherever they stand.
+    writer = csv.DictWriter(
+        buffer, COLUMNS, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
+    )
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(row | {"path": _no_formula(row["path"])})
+    return buffer.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    """Put an apostrophe before what a spreadsheet would run as a formula.
+
+    Also before an apostrophe, so that taking one away always gives the text back.
+    """
+    return f"'{text}" if text.startswith(tuple("=+-@'\t\r\n")) else text
+
+
+def _settings(
+    arguments: argparse.Namespace, clip: OpenCLIP, threshold: str
+) -> dict[str, Any]:
+    names = ("paths", "method", "class_name", "random_state", "load")
+    settings = {name: getattr(arguments, name) for name in names}
+    if not arguments.load:
+        settings["method"] = arguments.method or "random-word"
+        settings["random_state"] = arguments.random_state or 0
+    return {
+        **settings,
+        "clip": clip.get_params(),
+        "threshold_from": threshold,
+        "contamination": arguments.contamination,
+        "calibrate": arguments.calibrate,
+        "max_false_alarm": arguments.max_false_alarm,
+    }
+
+
+def _report(
+    rows: list[dict[str, Any]], arguments: argparse.Namespace, threshold: str
+) -> None:
+    scored = [row for row in rows if row["rank"] is not None]
+    anomalous = sum(row["verdict"] == "anomalous" for row in scored)
+    if arguments.out is None and scored:
+        print_table(scored[:_SHOWN], ("rank", "p_anomaly", "margin", "verdict", "path"))
+        if len(scored) > _SHOWN:
+            print(f"... and {len(scored) - _SHOWN} more; write all with --out FILE.csv")
+        else:
+            print("Write this to a file with --out FILE.csv")
+    print(
+        f"{len(scored)} scored, {anomalous} called anomalous, "
+        f"{len(rows) - len(scored)} unreadable"
+    )
+    for path in (arguments.out, arguments.save):
+        if path is not None:
+            print(f"wrote {printable(path)}")
+    if threshold == "none":
+        one_sided = len(scored) >= 20 and anomalous in (0, len(scored))
+        _say(
+            "verdicts are uncalibrated"
+            + (", and all the same" if one_sided else "")
+            + ": only the ranking means something until a threshold is set with "
+            "--calibrate, --contamination or --threshold"
+        )
+
+
+def print_table(rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Print rows in aligned columns; the last one, a path, may be of any length."""
+    table = [list(columns)]
+    for row in rows:
+        values = [row[name] for name in columns]
+        table.append(
+            [f"{v:.3f}" if isinstance(v, float) else printable(str(v)) for v in values]
+        )
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widths[-1] = 0
+    for line in table:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
