@@ -82,9 +82,9 @@ class OpenCLIP(BaseEstimator):
     Preprocessing (mean, standard deviation, size, interpolation) comes from, in this
     order: the folder's or hub's config, the tag, the built-in config of the model.
 
-    Texts run through causal text towers at the length of the longest prompt of the
-    batch, sorted by length. No token sees what follows it, so this is exact, and
-    several times faster than padding to the full context.
+    In causal text towers no token sees what follows it. So prompts run without their
+    padding, sorted by length, and tokens with which many of them begin run once: exact,
+    and several times faster than each prompt padded to the full context.
 
     Examples
     --------
@@ -164,14 +164,11 @@ class OpenCLIP(BaseEstimator):
         if not texts:
             return
         tokens = model.tokenize(texts)
-        # Longest first: what does not fit in memory shows at once.
-        order = np.argsort(-model.token_lengths(tokens), kind="stable")
         with _progress("texts", len(texts)) as progress:
-            for start in range(0, len(texts), self.batch_size):
-                batch = order[start : start + self.batch_size]
-                embeddings = model.encode_tokens(tokens[batch])
-                yield [texts[i] for i in batch], embeddings
-                progress.update(len(batch))
+            for rows, n_shared in model.text_batches(tokens, self.batch_size):
+                embeddings = model.encode_tokens(tokens[rows], n_shared)
+                yield [texts[i] for i in rows], embeddings
+                progress.update(len(rows))
 
     def encode_image(self, images: Any, *, on_error: str = "raise") -> np.ndarray:
         """Encode images.

@@ -81,7 +81,7 @@ class FeedForwardClassifier(ClassifierMixin, BaseEstimator):
         Number of optimiser steps taken.
     n_features_in_ : int
         Number of features seen in `fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of the features seen in `fit`, only if all are strings.
 
     See Also

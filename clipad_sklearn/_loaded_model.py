@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ import torch
 from torch.nn import functional
 
 from ._errors import WeightsNotFound
+from ._text_tower import group_by_prefix, text_tower
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class LoadedModel:
         self.model, self.tokenizer = _create(model_name, pretrained, cache_dir)
         self.model.eval().requires_grad_(False).to(device)
         self.preprocess_cfg: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
-        self.text_lock = threading.Lock()
+        self._text_tower = text_tower(self.model)
         self._check_vocabulary(model_name)
         self.dtype = self._choose_dtype(precision)
 
@@ -100,35 +100,29 @@ class LoadedModel:
         """Return token ids (n, context length)."""
         return self.tokenizer(list(prompts))
 
-    def token_lengths(self, tokens: torch.Tensor) -> np.ndarray:
-        """Number of tokens of each prompt, without the padding."""
-        # Padding is 0 and follows the end token, which is not 0.
-        positions = torch.arange(1, tokens.shape[1] + 1)
-        return (positions * (tokens != 0)).amax(dim=1).numpy()
+    def text_batches(
+        self, tokens: torch.Tensor, batch_size: int
+    ) -> list[tuple[np.ndarray, int]]:
+        """Return the rows of each batch, and with how many equal tokens they begin."""
+        if self._text_tower is None:
+            rows = np.arange(len(tokens))
+            return [
+                (rows[start : start + batch_size], 0)
+                for start in range(0, len(rows), batch_size)
+            ]
+        return group_by_prefix(tokens.numpy(), 2 * batch_size, batch_size)
 
-    def encode_tokens(self, tokens: torch.Tensor) -> np.ndarray:
-        """Encode token ids; rows are L2-normalised float32.
+    def encode_tokens(self, tokens: torch.Tensor, n_shared: int = 0) -> np.ndarray:
+        """Encode token ids that begin with `n_shared` equal tokens.
 
-        In a causal text tower no token sees what follows it, so the padding common to
-        all prompts can be left out: exact, and several times faster.
+        Rows of the result are L2-normalised float32.
         """
-        swapped = {}
-        prefix = self._causal_prefix
-        if prefix is not None:
-            length = int(self.token_lengths(tokens).max())
-            tokens = tokens[:, :length]
-            tower = self.model.text if prefix else self.model
-            swapped = {
-                f"{prefix}positional_embedding": tower.positional_embedding[:length],
-                f"{prefix}attn_mask": tower.attn_mask[:length, :length],
-            }
         tokens = tokens.to(self.device)
-        # functional_call swaps tensors in place for the time of the call.
-        with self.text_lock, self._inference():
-            output = torch.func.functional_call(
-                self.model, swapped, (), {"text": tokens}
-            )
-        features = output["text_features"] if isinstance(output, dict) else output[1]
+        with self._inference():
+            if self._text_tower is None:
+                features = self.model.encode_text(tokens)
+            else:
+                features = self._text_tower.encode(tokens, n_shared)
         return _normalised(features)
 
     def encode_pixels(self, pixels: torch.Tensor) -> np.ndarray:
@@ -139,21 +133,6 @@ class LoadedModel:
 
     def _inference(self) -> Any:
         return _Inference(self.device, self.dtype)
-
-    @functools.cached_property
-    def _causal_prefix(self) -> str | None:
-        """Where the causal text tower's positions and mask are, None if not causal."""
-        prefix = "text." if hasattr(self.model, "text") else ""
-        tower = self.model.text if prefix else self.model
-        pooling = getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
-        causal = (
-            pooling in ("argmax", "eos", "first")
-            and isinstance(getattr(tower, "attn_mask", None), torch.Tensor)
-            and hasattr(tower, "positional_embedding")
-            and getattr(tower, "cls_emb", None) is None
-            and not getattr(tower, "use_pad_mask", False)
-        )
-        return prefix if causal else None
 
     # -- checks ----------------------------------------------------------------
 

@@ -101,9 +101,9 @@ def _count(monkeypatch: pytest.MonkeyPatch, method: str) -> list[int]:
     rows: list[int] = []
     original = getattr(LoadedModel, method)
 
-    def counting(self: LoadedModel, batch: torch.Tensor) -> np.ndarray:
+    def counting(self: LoadedModel, batch: torch.Tensor, *args: Any) -> np.ndarray:
         rows.append(len(batch))
-        return original(self, batch)
+        return original(self, batch, *args)
 
     monkeypatch.setattr(LoadedModel, method, counting)
     return rows

@@ -469,9 +469,9 @@ def _count(monkeypatch: pytest.MonkeyPatch, method: str) -> list[int]:
     rows: list[int] = []
     original = getattr(LoadedModel, method)
 
-    def counting(self: LoadedModel, batch: torch.Tensor) -> np.ndarray:
+    def counting(self: LoadedModel, batch: torch.Tensor, *args: Any) -> np.ndarray:
         rows.append(len(batch))
-        return original(self, batch)
+        return original(self, batch, *args)
 
     monkeypatch.setattr(LoadedModel, method, counting)
     return rows
@@ -615,12 +615,12 @@ class LoggingEncoder(CLIPImageEncoder):
 
 
 def _log_rows(
-    self: LoadedModel, batch: torch.Tensor, *, original: Any, path: Path
+    self: LoadedModel, batch: torch.Tensor, *args: Any, original: Any, path: Path
 ) -> np.ndarray:
     with path.open("a") as file:
         for row in batch:
             file.write(hashlib.sha256(row.numpy().tobytes()).hexdigest() + "\n")
-    return original(self, batch)
+    return original(self, batch, *args)
 
 
 def test_nothing_loads_a_model(

@@ -1,0 +1,140 @@
+"""A causal text tower of open_clip, run without padding and without repetition.
+
+No token of such a tower sees what follows it. So the padding after the end token can
+be left out, and tokens with which many prompts begin are run once for all of them.
+Both are exact. The forward pass is written out with the model's own submodules.
+Imported only from inside functions (torch).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+from torch.nn import functional
+
+
+def text_tower(model: Any) -> TextTower | None:
+    """Return the causal text tower of a model, or None if it has no such tower."""
+    tower = getattr(model, "text", model)
+    blocks = getattr(getattr(tower, "transformer", None), "resblocks", ())
+    pooling = getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
+    works = (
+        pooling == "argmax"
+        and len(blocks) > 0
+        and all(type(block) is ResidualAttentionBlock for block in blocks)
+        and isinstance(getattr(tower, "attn_mask", None), torch.Tensor)
+        and getattr(tower, "cls_emb", None) is None
+        and not getattr(tower, "use_pad_mask", False)
+    )
+    return TextTower(tower, list(blocks)) if works else None
+
+
+class TextTower:
+    """A text tower that pools at the end token, the one with the largest number."""
+
+    def __init__(self, tower: Any, blocks: list[Any]) -> None:
+        self.tower = tower
+        self.blocks = blocks
+
+    def encode(self, tokens: torch.Tensor, n_shared: int) -> torch.Tensor:
+        """Return features (n, n_features) of prompts.
+
+        The first `n_shared` tokens are the same in all rows, and none of them is an
+        end token.
+        """
+        tower = self.tower
+        ends = tokens.argmax(dim=1)
+        tokens = tokens[:, : int(ends.max()) + 1]
+        n, length = tokens.shape
+        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
+        shared, x = x[:1, :n_shared], x[:, n_shared:]
+        places = torch.arange(length, device=tokens.device)
+        # Row by row, what a token sees: itself and what is before it.
+        seen = places <= places[n_shared:, None]
+        for block in self.blocks:
+            normed = block.ln_1(x)
+            keys, values = _heads(block, normed, "kv")
+            if n_shared:
+                shared, shared_keys, shared_values = _run_shared(block, shared)
+                keys = torch.cat([shared_keys.expand(n, -1, -1, -1), keys], dim=2)
+                values = torch.cat([shared_values.expand(n, -1, -1, -1), values], dim=2)
+            if block is self.blocks[-1]:
+                # Only the end token makes the embedding.
+                rows = torch.arange(n, device=tokens.device)
+                x = x[rows, ends - n_shared].unsqueeze(1)
+                normed = normed[rows, ends - n_shared].unsqueeze(1)
+                seen = (places <= ends[:, None])[:, None, None]
+            (queries,) = _heads(block, normed, "q")
+            attended = functional.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=seen
+            )
+            x = _finish(block, x, attended)
+        x = tower.ln_final(x[:, 0])
+        projection = tower.text_projection
+        if projection is None:
+            return x
+        linear = isinstance(projection, torch.nn.Linear)
+        return projection(x) if linear else x @ projection
+
+
+def group_by_prefix(
+    tokens: np.ndarray, least: int, batch_size: int
+) -> list[tuple[np.ndarray, int]]:
+    """Split prompts into batches of similar length that begin alike.
+
+    Returns the rows of each batch, and with how many equal tokens they begin. A
+    beginning counts if at least `least` prompts have it.
+    """
+    lengths = tokens.argmax(axis=1) + 1
+    batches = []
+    waiting = [(np.arange(len(tokens)), 0)]
+    while waiting:
+        rows, depth = waiting.pop()
+        # The end token stays with the row.
+        longer = rows[lengths[rows] > depth + 1]
+        _, kind, count = np.unique(
+            tokens[longer, depth], return_inverse=True, return_counts=True
+        )
+        for number in np.flatnonzero(count >= least):
+            waiting.append((longer[kind == number], depth + 1))
+        alone = np.setdiff1d(rows, longer[count[kind] >= least])
+        alone = alone[np.argsort(lengths[alone], kind="stable")]
+        batches += [
+            (alone[start : start + batch_size], depth)
+            for start in range(0, len(alone), batch_size)
+        ]
+    return batches
+
+
+def _heads(block: Any, normed: torch.Tensor, which: str) -> tuple[torch.Tensor, ...]:
+    """Queries, keys and values, or some of them: (n, heads, length, head width)."""
+    attention = block.attn
+    width = attention.embed_dim
+    start = "qkv".index(which)
+    rows = slice(start * width, (start + len(which)) * width)
+    projected = functional.linear(
+        normed, attention.in_proj_weight[rows], attention.in_proj_bias[rows]
+    )
+    heads = projected.unflatten(-1, (len(which), attention.num_heads, -1))
+    return heads.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _run_shared(
+    block: Any, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Run the common beginning; return it with its keys and values."""
+    queries, keys, values = _heads(block, block.ln_1(x), "qkv")
+    attended = functional.scaled_dot_product_attention(
+        queries, keys, values, is_causal=True
+    )
+    return _finish(block, x, attended), keys, values
+
+
+def _finish(block: Any, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    """What a block does after attention."""
+    merged = attended.transpose(1, 2).flatten(2)
+    x = x + block.ls_1(block.attn.out_proj(merged))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
