@@ -136,7 +136,8 @@ class FolderCache:
 
     The least recently used entries leave first. A use is noted once an hour, so
     within an hour the order is that of writing. The bound holds for the file; its
-    write-ahead log beside it, a few MiB, goes when the last process closes the file.
+    write-ahead log beside it, some MiB while processes write, goes when the last of
+    them closes the file.
 
     Parameters
     ----------
@@ -173,7 +174,7 @@ class FolderCache:
                     "SELECT key, last_used, checksum, value FROM embedding "
                     f"WHERE key IN ({','.join('?' * len(wanted))})",
                     list(wanted),
-                )
+                ).fetchall()
                 for key, last_used, checksum, value in rows:
                     if key not in wanted:
                         continue
@@ -215,9 +216,14 @@ class FolderCache:
                     " VALUES (?, ?, ?, ?)",
                     fitting,
                 )
+            if _pragma(connection, "page_count") * _PAGE_SIZE > self.max_bytes:
+                # The bound was once higher: give free pages back to the disk.
+                connection.executescript("PRAGMA incremental_vacuum")
             if _size(self.path + "-wal") > 4 * _LOG_PAGES * _PAGE_SIZE:
-                # There was always somebody reading: wait for a moment without.
+                # There was always somebody reading: wait a little for a gap.
+                connection.execute("PRAGMA busy_timeout = 500")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                connection.execute(f"PRAGMA busy_timeout = {_LOCK_SECONDS * 1000:.0f}")
 
         with _folder_lock:
             if not self._usable or not rows:
@@ -352,9 +358,6 @@ class FolderCache:
             ).rowcount
             if not deleted:
                 break
-        if _pragma(connection, "page_count") > self.max_bytes // _PAGE_SIZE:
-            # The bound was once higher: give free pages back to the disk.
-            connection.execute("PRAGMA incremental_vacuum").fetchall()
         return rows[:fitting]
 
     def _write_stamps(self, connection: sqlite3.Connection) -> None:
@@ -397,6 +400,10 @@ class FolderCache:
                 # sqlite itself waits, but not where that might be a deadlock.
                 if not _is_locked(error) or time.monotonic() > end:
                     raise
+            finally:
+                # Also after Ctrl-C at any moment.
+                if self._connection is not None:
+                    self._connection.rollback()
             self.close()
             time.sleep(0.02)
 
@@ -452,15 +459,10 @@ class FolderCache:
 
 @contextlib.contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Write all or nothing, also when interrupted."""
+    """Write all or nothing; `FolderCache._run` undoes what was not committed."""
     connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
+    yield
+    connection.execute("COMMIT")
 
 
 def _delete(connection: sqlite3.Connection, keys: Sequence[bytes]) -> None:

@@ -329,7 +329,7 @@ def test_bad_data_for_prediction(blobs: tuple[np.ndarray, np.ndarray]) -> None:
     with pytest.raises(NotFittedError):
         FeedForwardClassifier().predict(X)
     classifier = FeedForwardClassifier(**SMALL).fit(X, y)
-    with pytest.raises(ValueError, match="has 4 features, but .* expecting 5"):
+    with pytest.raises(ValueError, match=r"has 4 features, but .* expecting 5"):
         classifier.predict(X[:, :4])
     with pytest.raises(ValueError, match="contains NaN"):
         classifier.decision_function(X * np.nan)
