@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ._prompt_detector import PromptDetector
     from ._prompts import PromptSet, random_word_prompts
     from ._random_word_detector import RandomWordDetector
+    from ._sdp_detector import SDPDetector
+    from ._sdp_plus_detector import SDPPlusDetector
+    from ._winclip_detector import WinCLIPDetector
 
 __version__ = "0.1.0.dev0"
 
@@ -28,13 +31,16 @@ _MODULES = {
     "PromptDetector": "_prompt_detector",
     "PromptSet": "_prompts",
     "RandomWordDetector": "_random_word_detector",
+    "SDPDetector": "_sdp_detector",
+    "SDPPlusDetector": "_sdp_plus_detector",
     "WeightsNotFound": "_clip",
+    "WinCLIPDetector": "_winclip_detector",
     "calibrate_threshold": "_calibration",
     "clear_models": "_clip",
     "list_images": "_images",
     "random_word_prompts": "_prompts",
 }
-_SUBMODULES = ("datasets", "metrics", "model_selection")
+_SUBMODULES = ("datasets", "metrics", "model_selection", "plotting")
 
 __all__ = [
     "CLIPImageEncoder",
@@ -45,7 +51,10 @@ __all__ = [
     "PromptDetector",
     "PromptSet",
     "RandomWordDetector",
+    "SDPDetector",
+    "SDPPlusDetector",
     "WeightsNotFound",
+    "WinCLIPDetector",
     "calibrate_threshold",
     "clear_models",
     "list_images",

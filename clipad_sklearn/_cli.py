@@ -17,6 +17,21 @@ from typing import Any
 from . import __version__
 from ._cli_output import UsageError, printable
 
+# Methods that give anomaly maps.
+_MAP_METHODS = ("winclip", "sdp", "sdp+")
+
+# Of `clipad benchmark`; here, so that wrong arguments show before torch is imported.
+_METHODS = (
+    "clip-ac",
+    "prompt",
+    "random-word",
+    "fusion",
+    "winclip",
+    "winclip-random-word",
+    "sdp",
+    "sdp-plus",
+)
+
 _EPILOG = """\
 exit status:
   0    everything was done; with `score`, all images were scored
@@ -89,6 +104,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_score(commands)
     _add_demo(commands)
+    _add_benchmark(commands)
     _add_models(commands)
     _add_cache(commands)
     arguments = parser.parse_args(argv)
@@ -138,9 +154,30 @@ columns of the output:
     )
     parser.add_argument(
         "--method",
-        choices=("random-word", "prompt", "fusion"),
+        choices=("random-word", "prompt", "fusion", *_MAP_METHODS),
         help="classifier trained on random words (default), comparison with prompts, "
-        "or both",
+        "or both; winclip, sdp and sdp+ also say where (--maps)",
+    )
+    parser.add_argument(
+        "--maps",
+        metavar="FOLDER",
+        help="with winclip, sdp or sdp+: write an anomaly map and an overlay of each "
+        "photo, at its size, to FOLDER",
+    )
+    parser.add_argument(
+        "--map-format",
+        choices=("png", "npy"),
+        help="of --maps: 16-bit PNG of 65535 times the score (default), or npy",
+    )
+    parser.add_argument(
+        "--scorer",
+        choices=("random-word", "prompt", "fusion"),
+        help="what scores the windows of winclip (default: prompt)",
+    )
+    parser.add_argument(
+        "--layers",
+        metavar="FILE",
+        help="trained layers of sdp+ (SDPPlusDetector.save_layers)",
     )
     parser.add_argument(
         "--clip",
@@ -190,6 +227,17 @@ columns of the output:
         help="write all rows to FILE.csv, or with settings and versions to FILE.json",
     )
     parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write a page to look at, with thumbnails, to FILE.html",
+    )
+    parser.add_argument(
+        "--heat-maps",
+        action="store_true",
+        help="with --report: show where the anomalies are; takes about a dozen times "
+        "as long",
+    )
+    parser.add_argument(
         "--save", metavar="FILE", help="save the fitted detector (joblib)"
     )
     parser.add_argument(
@@ -226,6 +274,92 @@ def _add_demo(commands: Any) -> None:
         metavar="N",
         help="number of photos, every second with a defect (default: 60)",
     )
+
+
+def _add_benchmark(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "benchmark",
+        _run_benchmark,
+        help="measure methods on a labelled data set, or compare two such runs",
+        description="Measure methods on a labelled data set. Run again with the same "
+        "options, an interrupted benchmark goes on where it was.\n\n"
+        "  clipad benchmark --data mvtec --root mvtec_ad --out results\n"
+        "  clipad benchmark compare first/results.json second/results.json",
+        epilog="""\
+layouts of --root:
+  mvtec      CATEGORY/test/good, CATEGORY/test/DEFECT, CATEGORY/ground_truth/DEFECT
+  visa       as downloaded, with split_csv/1cls.csv, or the one-class layout
+  sewer-ml   SewerML_Val.csv, and the images in any folders
+  folder     good, and one folder for each defect; masks in ground_truth, if any.
+             With --categories, each of these is such a folder
+
+methods:
+  clip-ac              one normal and one anomalous prompt
+  prompt               the prompts of WinCLIP
+  random-word          a classifier trained on random words (seeded)
+  fusion               random-word and prompt together (seeded)
+  winclip              windows of patches, scored with prompts; has maps
+  winclip-random-word  the same, scored with random words (seeded); has maps
+  sdp                  CLIP-AD's staged dual path; has maps
+  sdp-plus             with layers trained on 200 generated images (seeded); has maps
+
+files in --out: results.json, results.csv, results.md, and times.csv. Metrics of
+pixels are taken at the size of the model's input. Exit status 1: a category failed.
+""",
+    )
+    parser.add_argument(
+        "compare",
+        nargs="*",
+        metavar="compare A.json B.json",
+        help="show how B differs from A, instead",
+    )
+    parser.add_argument("--data", choices=("mvtec", "visa", "sewer-ml", "folder"))
+    parser.add_argument("--root", metavar="FOLDER", help="where the data set is")
+    parser.add_argument(
+        "--categories", nargs="+", metavar="NAME", help="some of them (default: all)"
+    )
+    parser.add_argument(
+        "--methods",
+        type=lambda text: text.split(","),
+        default=["random-word", "prompt", "fusion"],
+        metavar="A,B,...",
+        help="see below (default: random-word,prompt,fusion)",
+    )
+    parser.add_argument(
+        "--clip",
+        metavar="CLIP",
+        help="as of `clipad score` (default: ViT-B-16-plus-240/laion400m_e32)",
+    )
+    parser.add_argument(
+        "--known-object",
+        action="store_true",
+        help="tell methods the name of the category (default: the object is unknown)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=_number(int, 1, 100),
+        default=3,
+        metavar="N",
+        help="number of seeds of seeded methods (default: 3)",
+    )
+    parser.add_argument(
+        "--n-pairs",
+        type=_number(int, 1),
+        default=10_000,
+        metavar="N",
+        help="pairs of random-word prompts (default: 10000)",
+    )
+    parser.add_argument(
+        "--draws",
+        type=_number(int, 100),
+        default=1000,
+        metavar="N",
+        help="number of resamples for intervals (default: 1000)",
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="where the results go")
+    _add_clip_settings(parser)
+    parser.set_defaults(check=_check_benchmark)
 
 
 def _add_models(commands: Any) -> None:
@@ -312,6 +446,7 @@ def _check_score(arguments: argparse.Namespace) -> None:
             if getattr(arguments, name) is not None:
                 option = "--" + name.replace("_", "-")
                 raise UsageError(f"{option} has no effect beside --load: it is saved")
+    _check_maps(arguments)
     if arguments.calibrate is None:
         if arguments.max_false_alarm is not None:
             raise UsageError("--max-false-alarm needs --calibrate")
@@ -321,6 +456,47 @@ def _check_score(arguments: argparse.Namespace) -> None:
         )
     if arguments.out is not None and not arguments.out.endswith((".csv", ".json")):
         raise UsageError(f"--out {arguments.out}: the name must end in .csv or .json")
+    if arguments.report is not None and not arguments.report.endswith(".html"):
+        raise UsageError(f"--report {arguments.report}: the name must end in .html")
+    if arguments.heat_maps and arguments.report is None:
+        raise UsageError("--heat-maps needs --report")
+
+
+def _check_maps(arguments: argparse.Namespace) -> None:
+    method = arguments.method
+    if arguments.maps is not None and method not in _MAP_METHODS:
+        raise UsageError("--maps needs --method winclip, sdp or sdp+")
+    if arguments.map_format is not None and arguments.maps is None:
+        raise UsageError("--map-format needs --maps")
+    if arguments.scorer is not None and method != "winclip":
+        raise UsageError("--scorer needs --method winclip")
+    if (arguments.layers is not None) != (method == "sdp+"):
+        raise UsageError("--method sdp+ and --layers need each other")
+    if arguments.save is not None and method in _MAP_METHODS:
+        raise UsageError(f"--save cannot keep --method {method}; leave it out")
+
+
+def _check_benchmark(arguments: argparse.Namespace) -> None:
+    if arguments.compare:
+        if arguments.compare[0] != "compare" or len(arguments.compare) != 3:
+            raise UsageError(
+                "expected `clipad benchmark compare A.json B.json`, or options only; "
+                "--categories takes all names that follow it"
+            )
+        return
+    for name in ("data", "root", "out"):
+        if getattr(arguments, name) is None:
+            raise UsageError(f"--{name} is required")
+    unknown = [name for name in arguments.methods if name not in _METHODS]
+    if unknown:
+        raise UsageError(
+            f"--methods: {', '.join(map(repr, unknown))} is not known; use some of "
+            + ", ".join(_METHODS)
+        )
+    for name in ("methods", "categories"):
+        values = getattr(arguments, name) or []
+        if len(set(values)) < len(values):
+            raise UsageError(f"--{name}: one is named twice")
 
 
 # -- commands ------------------------------------------------------------------
@@ -328,6 +504,12 @@ def _check_score(arguments: argparse.Namespace) -> None:
 
 def _run_score(arguments: argparse.Namespace) -> int:
     from ._cli_score import run
+
+    return run(arguments)
+
+
+def _run_benchmark(arguments: argparse.Namespace) -> int:
+    from ._cli_benchmark import run
 
     return run(arguments)
 

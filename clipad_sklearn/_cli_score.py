@@ -37,6 +37,7 @@ from ._random_word_detector import RandomWordDetector
 
 if TYPE_CHECKING:
     from ._clip import OpenCLIP
+    from ._map_detector import MapDetector
 
 COLUMNS = ("path", "rank", "p_anomaly", "margin", "threshold", "verdict", "error")
 _SHOWN = 20
@@ -49,13 +50,20 @@ def run(arguments: argparse.Namespace) -> int:
     for note in notes:
         _say(note)
     calibration = [find_images([folder])[0] for folder in arguments.calibrate or ()]
-    for path in (arguments.out, arguments.save):
+    for path in (arguments.out, arguments.report, arguments.save):
         if path is not None:
             check_writable(path)
-    detector = _load(arguments.load) if arguments.load else _new_detector(arguments)
+    mapper = None
+    if arguments.method in ("winclip", "sdp", "sdp+"):
+        mapper = _new_map_detector(arguments)
+        # Its image score is that of a detector on embeddings.
+        encoder = CLIPImageEncoder(mapper.clip)
+        detector = make_pipeline(encoder, mapper._embedding_detector)
+    else:
+        detector = _load(arguments.load) if arguments.load else _new_detector(arguments)
     clip = _set_clip(detector[0], arguments)
     with as_usage_error():
-        if not arguments.load:
+        if mapper is None and not arguments.load:
             detector.fit(None)
         embeddings, failures = clip._encode_images(paths, "nan")
     readable = np.isfinite(embeddings).all(axis=1)
@@ -89,9 +97,16 @@ def run(arguments: argparse.Namespace) -> int:
     errors = {index: reason for index, _, reason in failures}
     rows = make_rows(paths, margins, float(last.offset_), errors)
 
+    settings = _settings(arguments, clip, threshold)
     if arguments.out:
-        settings = _settings(arguments, clip, threshold)
         write(arguments.out, rows, settings)
+    if arguments.report:
+        _write_report(arguments, rows, detector, mapper, clip, settings)
+    if mapper is not None and arguments.maps:
+        from ._cli_maps import write_maps
+
+        images = [path for path, usable in zip(paths, readable, strict=True) if usable]
+        write_maps(mapper, images, arguments.maps, arguments.map_format or "png")
     if arguments.save:
         import joblib
 
@@ -180,6 +195,24 @@ def _new_detector(arguments: argparse.Namespace) -> Pipeline:
     )
 
 
+def _new_map_detector(arguments: argparse.Namespace) -> MapDetector:
+    from ._cli_maps import check_map_folder, fitted_map_detector
+
+    if arguments.maps:
+        check_map_folder(arguments.maps)
+    with as_usage_error():
+        clip = _with_settings(check_clip(arguments.clip), arguments)
+    scorer = new_detector(
+        arguments.scorer or "prompt",
+        clip,
+        class_name=arguments.class_name,
+        random_state=arguments.random_state or 0,
+    )[-1]
+    return fitted_map_detector(
+        arguments.method, clip, scorer, arguments.class_name, arguments.layers
+    )
+
+
 def _load(path: str) -> Pipeline:
     import joblib
 
@@ -259,8 +292,9 @@ def make_rows(
     Equal margins are ranked by path.
     """
     rows = []
-    order = sorted(range(len(paths)), key=lambda i: (margins[i], paths[i]))
-    order = [i for i in order if np.isfinite(margins[i])]
+    # NaN has no place in an order: it would spoil that of the others.
+    readable = np.flatnonzero(np.isfinite(margins)).tolist()
+    order = sorted(readable, key=lambda i: (margins[i], paths[i]))
     for rank, i in enumerate(order, start=1):
         margin = float(margins[i])
         values = (
@@ -281,16 +315,7 @@ def make_rows(
 def write(path: str, rows: list[dict[str, Any]], settings: Any = None) -> None:
     """Write the rows to a CSV file, or with the settings to a JSON file, in one go."""
     if path.endswith(".json"):
-        versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
-        report = {
-            "settings": settings,
-            "versions": {
-                "clipad-sklearn": __version__,
-                "python": platform.python_version(),
-                **versions,
-            },
-            "scores": rows,
-        }
+        report = {"settings": settings, "versions": versions(), "scores": rows}
         # ASCII keeps even names that are not valid Unicode, and can be read back.
         text = json.dumps(report, indent=1, default=str, allow_nan=False) + "\n"
     else:
@@ -301,6 +326,47 @@ def write(path: str, rows: list[dict[str, Any]], settings: Any = None) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def versions() -> dict[str, str]:
+    """Return what ran: this package, Python, and the packages that matter."""
+    return {
+        "clipad-sklearn": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _VERSIONS},
+    }
+
+
+def _write_report(
+    arguments: argparse.Namespace,
+    rows: list[dict[str, Any]],
+    detector: Pipeline,
+    mapper: MapDetector | None,
+    clip: OpenCLIP,
+    settings: dict[str, Any],
+) -> None:
+    from ._report import MAP_SIDE, write_report
+
+    maps = None
+    readable = [row["path"] for row in rows if row["rank"] is not None]
+    if arguments.heat_maps and readable:
+        if mapper is None:
+            from ._winclip_detector import WinCLIPDetector
+
+            # The detector that scored the photos scores their windows: no second fit.
+            mapper = WinCLIPDetector(clip)
+            mapper.scorer_ = detector[1:]
+        with as_usage_error():
+            maps = list(mapper.iter_anomaly_maps(readable, size=(MAP_SIDE, MAP_SIDE)))
+    write_report(
+        arguments.report,
+        rows,
+        threshold=float(detector[-1].offset_),
+        uncalibrated=settings["threshold_from"] == "none",
+        settings=settings,
+        versions=versions(),
+        anomaly_maps=maps,
+    )
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
@@ -326,7 +392,10 @@ def _no_formula(text: str) -> str:
 def _settings(
     arguments: argparse.Namespace, clip: OpenCLIP, threshold: str
 ) -> dict[str, Any]:
-    names = ("paths", "method", "class_name", "random_state", "load")
+    names = (
+        "paths", "method", "class_name", "random_state", "load",
+        "scorer", "layers", "maps", "map_format",
+    )  # fmt: skip
     settings = {name: getattr(arguments, name) for name in names}
     if not arguments.load:
         settings["method"] = arguments.method or "random-word"
@@ -356,7 +425,8 @@ def _report(
         f"{len(scored)} scored, {anomalous} called anomalous, "
         f"{len(rows) - len(scored)} unreadable"
     )
-    for path in (arguments.out, arguments.save):
+    written = (arguments.out, arguments.report, arguments.save, arguments.maps)
+    for path in written:
         if path is not None:
             print(f"wrote {printable(path)}")
     if threshold == "none":

@@ -426,8 +426,8 @@ def check_clip(clip: OpenCLIP | str | os.PathLike[str] | None) -> OpenCLIP:
     model_name, slash, pretrained = text.partition("/")
     if not slash:
         raise ValueError(
-            f"clip={text!r}: no such path, and not of the form 'model/pretrained', such "
-            "as 'ViT-B-32/laion2b_s34b_b79k'. 'model/random' gives random weights."
+            f"clip={text!r}: no such path, and not of the form 'model/pretrained', "
+            "such as 'ViT-B-32/laion2b_s34b_b79k'. 'model/random' gives random weights."
         )
     return OpenCLIP(model_name, pretrained)
 

@@ -433,20 +433,52 @@ class _Scorer:
         return f"get_scorer({self.metric!r})"
 
 
+_PIXEL_METRICS: dict[str, Callable[[Any, Any], float]] = {
+    "pixel_auroc": auroc,
+    "pixel_aupr": aupr,
+    "pixel_f1_max": f1_max,
+    "pro": pro,
+}
+
+
+@dataclass(frozen=True)
+class _PixelScorer:
+    """What `get_scorer` returns for metrics of pixels."""
+
+    metric: str
+
+    def __call__(self, estimator: Any, X: Any, masks: Any) -> float:
+        if masks is None:
+            raise ValueError("Scoring pixels needs masks: pass them as y.")
+        if not hasattr(estimator, "anomaly_maps"):
+            raise TypeError(
+                f"{type(estimator).__name__} has no anomaly_maps: this scorer is for "
+                "detectors that say where the anomaly is."
+            )
+        return _PIXEL_METRICS[self.metric](masks, estimator.anomaly_maps(X))
+
+    def __repr__(self) -> str:
+        return f"get_scorer({self.metric!r})"
+
+
 def get_scorer(metric: str) -> Callable[[Any, Any, ArrayLike], float]:
     """Make a scorer for `GridSearchCV` and its kind.
 
     Parameters
     ----------
-    metric : {"auroc", "aupr", "f1_max"}
-        Name of a metric of this module.
+    metric : str
+        A metric of this module: ``"auroc"``, ``"aupr"`` or ``"f1_max"`` of images, or
+        ``"pixel_auroc"``, ``"pixel_aupr"``, ``"pixel_f1_max"`` or ``"pro"`` of the
+        anomaly maps of a detector that has them.
 
     Returns
     -------
     scorer : callable
         ``scorer(estimator, X, y)`` takes ``estimator.score_samples(X)``, where
         higher means more normal, turns its sign, and returns the metric. Labels of
-        both conventions are right. It can be pickled.
+        both conventions are right. Metrics of pixels take
+        ``estimator.anomaly_maps(X)``, and as `y` a list of masks, None for an image
+        without anomaly. It can be pickled.
 
     Raises
     ------
@@ -470,7 +502,9 @@ def get_scorer(metric: str) -> Callable[[Any, Any, ArrayLike], float]:
     >>> get_scorer("auroc")(IsolationForest(random_state=0).fit(X), X, y)
     1.0
     """
+    if metric in _PIXEL_METRICS:
+        return _PixelScorer(metric)
     if metric not in _METRICS:
-        names = ", ".join(map(repr, _METRICS))
+        names = ", ".join(map(repr, (*_METRICS, *_PIXEL_METRICS)))
         raise ValueError(f"metric={metric!r} is not known. Use one of {names}.")
     return _Scorer(metric)

@@ -19,7 +19,12 @@ from clipad_sklearn.metrics import auroc
 from clipad_sklearn.plotting import AnomalyMapDisplay
 
 data = make_defect_images(
-    5, families="textures", anomaly_fraction=1.0, severity=(0.6, 1.0), random_state=4
+    5,
+    families="textures",
+    defects=["stain", "paint spot", "hole", "sticker", "burn mark"],
+    severity=(0.6, 1.0),
+    anomaly_fraction=0.8,
+    random_state=0,
 )
 
 # %%

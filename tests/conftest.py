@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -29,6 +29,9 @@ from clipad_sklearn import (
     OpenCLIP,
     PromptDetector,
     RandomWordDetector,
+    SDPDetector,
+    SDPPlusDetector,
+    WinCLIPDetector,
 )
 
 
@@ -86,7 +89,14 @@ EXPECTED_FAILURES: dict[str, dict[str, str]] = {
 
 
 @parametrize_with_checks(
-    [FeedForwardClassifier(), *_embedding_detectors(), CLIPImageEncoder()],
+    [
+        FeedForwardClassifier(),
+        *_embedding_detectors(),
+        CLIPImageEncoder(),
+        WinCLIPDetector(),
+        SDPDetector(),
+        SDPPlusDetector(),
+    ],
     expected_failed_checks=lambda estimator: EXPECTED_FAILURES.get(
         type(estimator).__name__, {}
     ),
@@ -124,6 +134,14 @@ def test_settings_object(check: Any) -> None:
     check("OpenCLIP", OpenCLIP())
 
 
+class TrainedSDPPlusDetector(SDPPlusDetector):
+    """Brings its own training images, because the checks know no masks."""
+
+    def fit(self, X: Any = None, masks: Any = None, class_name: Any = None) -> Any:
+        images = [np.full((16, 16, 3), value, np.uint8) for value in (0, 200)]
+        return super().fit(images, [None, np.eye(16, dtype=bool)])
+
+
 def _image_estimators() -> list[Any]:
     words = RandomWordDetector("tiny", n_pairs=50, random_state=0)
     return [
@@ -134,6 +152,9 @@ def _image_estimators() -> list[Any]:
             CLIPImageEncoder("tiny"),
             FusionDetector([("words", words), ("prompts", PromptDetector("tiny"))]),
         ),
+        WinCLIPDetector("tiny"),
+        SDPDetector("tiny"),
+        TrainedSDPPlusDetector("tiny", n_epochs=1, random_state=0),
     ]
 
 
@@ -219,6 +240,8 @@ class TestImageEstimator:
 
     def test_pandas_output(self, estimator: Any, photos: list[Any]) -> None:
         pd = pytest.importorskip("pandas")
+        if not hasattr(estimator, "set_output"):
+            pytest.skip("not a transformer")
         expected = _output(clone(estimator).fit(None), photos)
         estimator = clone(estimator).set_output(transform="pandas").fit(None)
         output = _output(estimator, photos)

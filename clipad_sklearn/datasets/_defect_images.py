@@ -84,11 +84,11 @@ def _choose(
     defects: Sequence[str],
     severity: tuple[float, float],
 ) -> tuple[str, str, float]:
-    family = families[rng.integers(len(families))]
+    family = families[int(rng.integers(len(families)))]
     possible = defects
     if family not in WITH_PARTS:
         possible = [name for name in defects if name not in STRUCTURAL]
-    defect = possible[rng.integers(len(possible))]
+    defect = possible[int(rng.integers(len(possible)))]
     return family, defect, float(rng.uniform(*severity))
 
 
@@ -189,13 +189,16 @@ def make_defect_images(
         With the attributes
 
         images : list of ndarray of shape (size, size, 3), dtype uint8
+            The images.
         masks : list of ndarray of shape (size, size), dtype bool
             True where the image differs visibly from the same one without its
             defect, all False for a good image.
         target : ndarray of shape (n_samples,)
             -1 for anomalous, +1 for good images.
         captions : list of str
+            A sentence about each image.
         family : list of str
+            What each image shows.
         defect : list of str
             "" for good images.
 
@@ -221,8 +224,8 @@ def make_defect_images(
     (64, 64, 3)
     >>> data.target
     array([ 1, -1,  1, -1])
-    >>> data.masks[0].any(), data.masks[1].any()
-    (np.False_, np.True_)
+    >>> [bool(mask.any()) for mask in data.masks]
+    [False, True, False, True]
     """
     _check_number("n_samples", n_samples, Integral, 0, None)
     _check_number("size", size, Integral, 32, 1024)
@@ -247,8 +250,10 @@ def make_defect_images(
     captions = []
     for i in range(n_samples):
         # Exact share, spread evenly, and independent of n_samples.
-        bad = int((i + 1) * anomaly_fraction) > int(i * anomaly_fraction)
-        rng = np.random.default_rng([int(seed), i])  # type: ignore[arg-type]
+        bad = _anomalous_before(i + 1, anomaly_fraction) > _anomalous_before(
+            i, anomaly_fraction
+        )
+        rng = np.random.default_rng([int(seed), i])
         sample = draw_sample(
             rng, size, chosen_families, chosen_defects, levels, spoiled=bad
         )
@@ -264,6 +269,11 @@ def make_defect_images(
         family=[s.family for s in samples],
         defect=[s.defect for s in samples],
     )
+
+
+def _anomalous_before(i: int, fraction: float) -> int:
+    # The small number keeps 100 * 0.29 from being 28.
+    return int(i * fraction + 1e-9)
 
 
 _FAMILY_GROUPS: dict[str | None, tuple[str, ...]] = {

@@ -305,8 +305,8 @@ def mismatch(canvas: Canvas, rng: Random, good: Good, severity: float) -> Array:
 def foreign(canvas: Canvas, rng: Random, good: Good, severity: float) -> Array:
     center = _place(rng, good.mask)
     patch = step(canvas.blob(rng, center, _extent(rng, severity) * 1.3, 0.4), 2)
-    names = ("plain surface", "paper", "felt", "wood", "mottled surface", "stripes")
-    names = (*names, "brushed metal", "fabric", "grid", "concrete")
+    first = ("plain surface", "paper", "felt", "wood", "mottled surface", "stripes")
+    names = (*first, "brushed metal", "fabric", "grid", "concrete")
     stuff = TEXTURES[names[rng.integers(len(names))]](canvas, rng)
     return mix(good.image, stuff, patch * _strength(rng, severity))
 

@@ -76,9 +76,9 @@ class Canvas:
         """Voronoi cells: distances to the two nearest seeds, number of the nearest."""
         seeds = rng.uniform(-8, UNITS + 8, (count, 2)).astype(np.float32)
         points = np.stack([self.row.ravel(), self.column.ravel()], axis=1)
-        distance, index = cKDTree(seeds).query(points, k=2)
-        distance = distance.astype(np.float32).reshape(self.size, self.size, 2)
-        index = index[:, 0].reshape(self.size, self.size)
+        found = cKDTree(seeds).query(points, k=2)
+        distance = np.asarray(found[0], np.float32).reshape(self.size, self.size, 2)
+        index = np.asarray(found[1])[:, 0].reshape(self.size, self.size)
         return distance[..., 0], distance[..., 1], index
 
     def rotated(

@@ -413,8 +413,8 @@ def material(canvas: Canvas, rng: Random) -> Array:
         return canvas.flat(color(rng)) * _grain(canvas, rng, 0, 0.03, 1)
     if kind < 0.6:
         return canvas.flat(metal(rng)) * _grain(canvas, rng, 0, 0.04, 1.5)
-    names = ("brushed metal", "paper", "granite", "wood", "leather", "concrete")
-    names = (*names, "mottled surface", "asphalt", "foam", "felt")
+    first = ("brushed metal", "paper", "granite", "wood", "leather", "concrete")
+    names = (*first, "mottled surface", "asphalt", "foam", "felt")
     return TEXTURES[names[rng.integers(len(names))]](canvas, rng)
 
 
@@ -428,9 +428,9 @@ def backdrop(canvas: Canvas, rng: Random) -> Array:
         second = first + np.float32(rng.uniform(-0.15, 0.15))
         slope = 0.5 + 0.5 * (canvas.x if rng.random() < 0.5 else canvas.y)
         return mix(first, second, slope) * _grain(canvas, rng, 0, 0.02, 1)
-    names = ("plain surface", "mottled surface", "paper", "brushed metal", "glass")
+    base = ("plain surface", "mottled surface", "paper", "brushed metal", "glass")
     names = (
-        *names,
+        *base,
         "concrete",
         "asphalt",
         "wood",
