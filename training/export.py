@@ -41,7 +41,7 @@ def open_clip_config(model: dict[str, Any]) -> dict[str, Any]:
 
 def export(run: Path, target: Path) -> None:
     """Averaged weights in half precision, the configuration and the vocabulary."""
-    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     target.mkdir(parents=True, exist_ok=True)
     weights = {
         name: value.half().contiguous()
@@ -52,6 +52,8 @@ def export(run: Path, target: Path) -> None:
     config = json.dumps(open_clip_config(state["config"]), indent=2)
     (target / CONFIG).write_text(config + "\n")
     shutil.copyfile(run / VOCABULARY, target / VOCABULARY)
+    for name in (WEIGHTS, CONFIG, VOCABULARY):
+        (target / name).chmod(0o644)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -22,16 +22,20 @@ SHOWN = 0.06
 MISSING = TRAINED_DEFECTS.index("missing part")
 
 
-def augment(rows: np.ndarray, seed: int) -> tuple[Tensor, Tensor]:
+def augment(
+    rows: np.ndarray, seed: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """The same crop, turn and light for both images of a pair.
 
-    Returns images (n, 2, 3, size, size) and masks (n, size, size), 0..1.
+    Returns images (n, 2, 3, size, size) and masks (n, size, size), 0..1. The random
+    numbers are drawn on the CPU, so that every device draws the same.
     """
     g = torch.Generator().manual_seed(seed)
     n, size = len(rows), IMAGE_SIZE
     good, bad = torch.from_numpy(rows["good"]), torch.from_numpy(rows["bad"])
     mask = torch.from_numpy(np.unpackbits(rows["mask"], axis=-1))[..., None]
     layers = torch.cat([good, bad, mask * 255], dim=-1).permute(0, 3, 1, 2)
+    layers = layers.to(device)
     scale = 0.7 + 0.33 * torch.rand(n, generator=g)
     angle = torch.randint(0, 4, (n,), generator=g) * (np.pi / 2)
     angle = angle + 0.08 * torch.randn(n, generator=g)
@@ -45,22 +49,25 @@ def augment(rows: np.ndarray, seed: int) -> tuple[Tensor, Tensor]:
         ],
         dim=1,
     )
-    grid = functional.affine_grid(theta, [n, 7, size, size], align_corners=False)
+    grid = functional.affine_grid(
+        theta.to(device), [n, 7, size, size], align_corners=False
+    )
     layers = functional.grid_sample(
         layers.float() / 255, grid, padding_mode="reflection", align_corners=False
     )
     images = torch.stack([layers[:, :3], layers[:, 3:6]], dim=1)
 
     def chance(share: float) -> Tensor:
-        return (torch.rand(n, 1, 1, 1, 1, generator=g) < share).float()
+        return (torch.rand(n, 1, 1, 1, 1, generator=g) < share).float().to(device)
 
     gray = chance(0.1)
     images = images * (1 - gray) + images.mean(dim=2, keepdim=True) * gray
     gain = 0.75 + 0.5 * torch.rand(n, 1, 1, 1, 1, generator=g)
-    images = images * gain + 0.04 * torch.randn(n, 1, 3, 1, 1, generator=g)
-    level = 0.04 * chance(0.2) * torch.rand(n, 1, 1, 1, 1, generator=g)
-    noise = torch.randn(n, 1, 1, size, size, generator=g)
-    return (images + level * noise).clamp(0, 1), layers[:, 6]
+    cast = 0.04 * torch.randn(n, 1, 3, 1, 1, generator=g)
+    images = images * gain.to(device) + cast.to(device)
+    level = 0.04 * torch.rand(n, 1, 1, 1, 1, generator=g)
+    noise = level * torch.randn(n, 1, 1, size, size, generator=g)
+    return (images + chance(0.2) * noise.to(device)).clamp(0, 1), layers[:, 6]
 
 
 def choose_tokens(
@@ -72,7 +79,7 @@ def choose_tokens(
     kind = rng.random()
     if kind < settings.full_share:
         return None
-    shown = coverage.numpy() > SHOWN
+    shown = coverage.cpu().numpy() > SHOWN
     if kind < settings.full_share + settings.window_share:
         k = int(rng.choice(settings.windows))
         top, left = rng.integers(0, side - k + 1, (2, n))
@@ -97,6 +104,10 @@ class Names:
     fits: Tensor  # (images, texts) bool
     known: Tensor  # (images, texts) bool: whether `fits` is certain
     with_defect: Tensor  # (texts,) bool
+
+    def to(self, device: torch.device) -> Names:
+        moved = (t.to(device) for t in (self.fits, self.known, self.with_defect))
+        return Names(self.texts, *moved)
 
 
 def name_images(
@@ -194,39 +205,45 @@ def step_losses(
     rng: np.random.Generator,
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of one step, and its parts for the log."""
-    n = len(rows)
-    pixels, mask = augment(rows, int(rng.integers(2**31)))
+    n, device = len(rows), axis.direction.device
+    pixels, mask = augment(rows, int(rng.integers(2**31)), device)
     coverage = functional.avg_pool2d((mask > 0.5).float()[:, None], settings.patch_size)
     coverage = coverage[:, 0].flatten(1)
     kept = choose_tokens(coverage, rng, settings)
+    if kept is not None:
+        kept = kept.to(device)
     seen = coverage if kept is None else torch.gather(coverage, 1, kept)
     most = seen.max(dim=1).values
-    label = torch.cat([torch.zeros(n), (most > SHOWN).float()])
-    sure = torch.cat([torch.ones(n), ((most > SHOWN) | (most <= 0)).float()])
+    clear = ((most > SHOWN) | (most <= 0)).float()
+    label = torch.cat([torch.zeros_like(most), (most > SHOWN).float()])
+    sure = torch.cat([torch.ones_like(most), clear])
     images = normalise_pixels(torch.cat([pixels[:, 0], pixels[:, 1]]))
 
     pairs = [captions.state_pair(rng) for _ in range(settings.state_pairs)]
     normal, anomalous = zip(*pairs, strict=True)
     names = name_images(
         rows,
-        label.numpy(),
-        sure.numpy() > 0,
+        label.cpu().numpy(),
+        sure.cpu().numpy() > 0,
         rng,
         settings.name_captions,
         settings.state_captions,
-    )
+    ).to(device)
     tokens = torch.from_numpy(tokenizer([*normal, *anomalous, *names.texts]))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16):
         image, patch = encode_image_tokens(
             model, images, None if kept is None else torch.cat([kept, kept])
         )
-        text = encode_texts(model, tokens)
+        text = encode_texts(model, tokens.to(device))
     half = settings.state_pairs
     state_text, name_text = text[: 2 * half], text[2 * half :]
     along = text @ axis.direction
 
     # The axis: images, patches and texts each against the same direction.
-    on_image = axis.image[0].clamp(1, 40) * (image @ axis.direction) + axis.image[1]
+    on_image = (
+        axis.image[0].clamp(1, settings.largest_scale) * (image @ axis.direction)
+        + axis.image[1]
+    )
     axis_image = _mean(_bce(on_image, label), sure)
     visible = label[n:] > 0
     apart = on_image[n:] - on_image[:n]
@@ -240,7 +257,7 @@ def step_losses(
     patch_weight = ((cover > SHOWN) | (cover <= 0)).float() * (1 + 3 * bad_patch)
     on_patch = axis.patch[0].clamp(1, 40) * (patch @ axis.direction) + axis.patch[1]
     axis_patch = _mean(_bce(on_patch, bad_patch), patch_weight)
-    state_label = torch.cat([torch.zeros(half), torch.ones(half)])
+    state_label = (torch.arange(2 * half, device=device) >= half).float()
     axis_text = _bce(10 * along[: 2 * half], state_label).mean()
     troubled = names.with_defect.float()
     axis_text = axis_text + 0.5 * _mean(
@@ -251,7 +268,9 @@ def step_losses(
     # The same, against the prompts as users write them.
     difference = state_text[half:] - state_text[:half]
     scale, shift = axis.state
-    against = scale.clamp(1, 30) * (image @ difference.T) + shift
+    against = (
+        scale.clamp(1, settings.largest_scale / 2) * (image @ difference.T) + shift
+    )
     state = _mean(_bce(against, label[:, None]).mean(dim=1), sure)
     scale, shift = axis.patch_state
     local = scale.clamp(1, 30) * (patch @ difference.mean(dim=0)) + shift

@@ -43,8 +43,9 @@ def build_model(config: dict[str, Any]) -> CLIP:
 
 def normalise_pixels(images: Tensor) -> Tensor:
     """From 0..1 to what the model takes; shape (..., 3, height, width)."""
-    mean = torch.tensor(IMAGE_MEAN)[:, None, None]
-    return (images - mean) / torch.tensor(IMAGE_STD)[:, None, None]
+    mean = torch.tensor(IMAGE_MEAN, device=images.device)[:, None, None]
+    std = torch.tensor(IMAGE_STD, device=images.device)[:, None, None]
+    return (images - mean) / std
 
 
 def run_blocks(transformer: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -102,7 +103,8 @@ def encode_texts(model: CLIP, tokens: Tensor) -> Tensor:
     length = tokens.shape[1]
     hidden = model.token_embedding(tokens) + model.positional_embedding[:length]
     hidden = run_blocks(model.transformer, hidden, model.attn_mask[:length, :length])
-    last = model.ln_final(hidden)[torch.arange(len(hidden)), tokens.argmax(dim=-1)]
+    rows = torch.arange(len(hidden), device=hidden.device)
+    last = model.ln_final(hidden)[rows, tokens.argmax(dim=-1)]
     return functional.normalize((last @ model.text_projection).float(), dim=-1)
 
 

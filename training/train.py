@@ -99,10 +99,7 @@ class Trainer:
         self.tokenizer = Tokenizer(folder / "bpe_merges.txt.gz")
         self.config = model_config(settings, self.tokenizer.size)
         self.model = build_model(self.config)
-        self.axis = Axis(settings.embed_dim)
         self.pool = Pool(pool)
-        self.optimizers = make_optimizers(self.model, self.axis, settings)
-        self.parameters = [*self.model.parameters(), *self.axis.parameters()]
         self.step, self.images, self.seconds = 0, 0, 0.0
         self.progress = 0.0
         rng = np.random.default_rng(settings.seed)
@@ -113,6 +110,13 @@ class Trainer:
             normalise_pixels(pixels[:, 0]),
             torch.Generator().manual_seed(settings.seed),
         )
+        # Several processes are for CPUs; on a GPU one is enough.
+        gpu = settings.processes == 1 and torch.cuda.is_available()
+        self.device = torch.device("cuda" if gpu else "cpu")
+        self.model.to(self.device)
+        self.axis = Axis(settings.embed_dim).to(self.device)
+        self.optimizers = make_optimizers(self.model, self.axis, settings)
+        self.parameters = [*self.model.parameters(), *self.axis.parameters()]
         self.average = Average(self.model, settings.ema)
         own = folder / "checkpoint.pt"
         if own.exists():
@@ -122,7 +126,7 @@ class Trainer:
             self.step, self.images, self.seconds, self.progress = 0, 0, 0.0, 0.0
 
     def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.axis.load_state_dict(state["axis"])
         self.average.weights = state["average"]
@@ -164,6 +168,11 @@ class Trainer:
         print(line, flush=True)
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(line + "\n")
+
+    def validate(self) -> dict[str, float]:
+        from .evaluate import validate  # imports the whole library
+
+        return validate(self.average.weights, self.config, self)
 
     def _own_progress(self) -> float:
         """Share of the run that is done; the clock of the first process counts."""
@@ -240,15 +249,15 @@ class Trainer:
                 self.save("checkpoint.pt")
                 since_save = self.seconds
             if self.seconds - since_validation > settings.validation_seconds:
-                from .evaluate import validate
-
-                self.log(validation=validate(self.average.weights, self.config, self))
+                self.log(validation=self.validate())
                 since_validation = self.seconds
                 clock = time.monotonic()
         if self.rank == 0:
             means = {k: round(float(np.mean(v)), 4) for k, v in sums.items()}
             self.save("checkpoint.pt")
             self.log(finished=True, **means)
+            if not settings.smoke:
+                self.log(validation=self.validate())
 
 
 def _worker(rank: int, rendezvous: str, arguments: dict[str, Any]) -> None:
