@@ -50,7 +50,9 @@ class SDPPlusDetector(SDPDetector):
     aggregation_params : mapping or None, default=None
         ``eps`` and ``min_samples`` of ``"dbscan"``; ``bandwidth`` of ``"kde"``.
     temperature : float, default=0.01
-        What cosines of images and of trained layers are divided by.
+        What cosines of images and of trained layers are divided by. Where the prompts'
+        vectors lie far apart, as with ``"tiny"``, the default saturates P_g below and
+        training stalls: there 0.2 is better.
     layers : sequence of int or None, default=None
         The last block of each stage, counted from 1 and rising; None is four stages.
     sigma : float, default=8.0
@@ -150,7 +152,9 @@ class SDPPlusDetector(SDPDetector):
     >>> from clipad_sklearn import SDPPlusDetector
     >>> from clipad_sklearn.datasets import make_defect_images
     >>> data = make_defect_images(8, size=96, random_state=0)
-    >>> detector = SDPPlusDetector("tiny", sigma=4, n_epochs=3, random_state=0)
+    >>> detector = SDPPlusDetector(
+    ...     "tiny", temperature=0.2, sigma=4, n_epochs=3, random_state=0
+    ... )
     >>> detector = detector.fit(data.images, data.masks)
     >>> detector.loss_curve_[-1] < detector.loss_curve_[0]
     True
