@@ -76,6 +76,7 @@ def benchmark(root: Path, name: str, extra: Sequence[str], out: Path) -> None:
     """Run all methods, and write the table of means and the one of categories."""
     arguments = ["--data", "mvtec", "--root", str(root), "--clip", "tiny"]
     methods = ["--methods", ",".join(_METHODS)]
+    TABLES.mkdir(exist_ok=True)
     clipad(["benchmark", *arguments, *methods, "--out", str(out), *extra])
     with open(out / "results.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -85,8 +86,6 @@ def benchmark(root: Path, name: str, extra: Sequence[str], out: Path) -> None:
         ["method", *HEADER.values()],
         [[row["method"], *(cell(row, m) for m in HEADER)] for row in means],
     )
-    weights = json.loads((out / "results.json").read_text())["weights"]
-    (TABLES / "weights.txt").write_text(f"``{weights[:16]}``.\n")
     categories = list(dict.fromkeys(row["category"] for row in rows))
     by_pair = {(row["category"], row["method"]): row for row in rows}
     write_table(
@@ -114,7 +113,6 @@ def cell(row: dict[str, str], metric: str) -> str:
 
 def write_table(path: Path, header: Sequence[str], body: Sequence[object]) -> None:
     """Write a table for the documentation."""
-    path.parent.mkdir(exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
@@ -124,6 +122,7 @@ def write_table(path: Path, header: Sequence[str], body: Sequence[object]) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=100, help="images per category")
+    parser.add_argument("--n-pairs", default="10000", help="pairs of prompts")
     parser.add_argument("--out", type=Path, help="folder to resume from and to keep")
     parser.add_argument("--real", nargs="+", metavar=("ROOT", "CATEGORY"))
     arguments = parser.parse_args()
@@ -132,11 +131,19 @@ def main() -> None:
         images = out / "images"
         if not images.exists():
             write_generated(images, arguments.n)
-        benchmark(images, "generated", [], out / "generated")
+        pairs = ["--n-pairs", arguments.n_pairs]
+        benchmark(images, "generated", pairs, out / "generated")
+        results = json.loads((out / "generated" / "results.json").read_text())
+        settings = results["settings"]
+        (TABLES / "settings.txt").write_text(
+            f"Weights ``{results['weights'][:16]}``, {settings['n_pairs']:,} pairs of "
+            f"random-word prompts, {settings['n_seeds']} seeds; {arguments.n} "
+            "images in each generated category.\n"
+        )
         if arguments.real:
             root, *categories = arguments.real
             extra = ["--categories", *categories] if categories else []
-            benchmark(Path(root), "real", extra, out / "real")
+            benchmark(Path(root), "real", [*pairs, *extra], out / "real")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class ScoreDisplay:
 
     See Also
     --------
-    calibrate_threshold : Sets the threshold from images.
+    clipad_sklearn.calibrate_threshold : Sets the threshold from images.
 
     Examples
     --------
@@ -475,7 +475,7 @@ class PromptDisplay:
         Parameters
         ----------
         clip : OpenCLIP, str, PathLike or None
-            Which CLIP, see :class:`OpenCLIP`.
+            Which CLIP, see :class:`~clipad_sklearn.OpenCLIP`.
         X : sequence of images
             The images.
         y : array-like of shape (n_images,) or None, default=None

@@ -92,7 +92,7 @@ class SDPDetector(MapDetector):
     --------
     SDPPlusDetector : Adds layers trained on images with masks.
     WinCLIPDetector : Scores windows; slower, and takes any scorer.
-    AnomalyMapDisplay : Shows maps.
+    clipad_sklearn.plotting.AnomalyMapDisplay : Shows maps.
 
     Notes
     -----

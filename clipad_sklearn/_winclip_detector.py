@@ -73,7 +73,7 @@ class WinCLIPDetector(MapDetector):
     --------
     SDPDetector : Maps from patch tokens, at little more than one pass.
     RandomWordDetector : A scorer that needs no name of the object.
-    AnomalyMapDisplay : Shows maps.
+    clipad_sklearn.plotting.AnomalyMapDisplay : Shows maps.
 
     Notes
     -----

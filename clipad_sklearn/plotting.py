@@ -44,8 +44,8 @@ class AnomalyMapDisplay:
 
     See Also
     --------
-    WinCLIPDetector : Anomaly maps from windows.
-    SDPDetector : Anomaly maps from patch tokens.
+    clipad_sklearn.WinCLIPDetector : Anomaly maps from windows.
+    clipad_sklearn.SDPDetector : Anomaly maps from patch tokens.
 
     Examples
     --------

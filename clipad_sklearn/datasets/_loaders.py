@@ -66,8 +66,9 @@ def load_mvtec_ad(
             Paths of masks, in which anomalous pixels are above 0. None for a good
             image.
         category : list of str
-        frame : DataFrame of columns image, target, defect, mask, category
-            With ``as_frame=True``.
+            Names of categories.
+        frame : DataFrame
+            With ``as_frame=True``: the columns image, target, defect, mask, category.
 
     Raises
     ------
