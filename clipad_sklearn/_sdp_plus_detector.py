@@ -126,8 +126,9 @@ class SDPPlusDetector(SDPDetector):
     Notes
     -----
     With the original patch tokens x of stage g, its layer (W, b) and the prompts'
-    vectors t_a, t_n, the logit is (t_a - t_n) . z / (temperature norm(z)) with z = W x + b,
-    enlarged bilinearly with aligned corners, and P_g its logistic function. The map is
+    vectors t_a, t_n, the logit is (t_a - t_n) . z / (temperature norm(z)) with
+    z = W x + b, enlarged bilinearly with aligned corners, and P_g its logistic
+    function. The map is
     sum P_g + M with the map M of SDP, smoothed [1]_. The loss is the sum over stages of
     the focal loss of P_g and the dice loss of its anomalous channel, minimised by
     Adam.
