@@ -351,7 +351,12 @@ def waiting(few: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     (few.parent / "scores.csv").write_text("an earlier result")
     arguments = ["score", "few", *TINY, "--out", "scores.csv"]
     process = subprocess.Popen(
-        [*COMMAND, *arguments], cwd=few.parent, stderr=subprocess.PIPE, text=True
+        [*COMMAND, *arguments],
+        cwd=few.parent,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a shell has this signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     writer = os.open(few / "slow.png", os.O_WRONLY)  # waits until the run reads it
     yield process, writer
