@@ -294,3 +294,20 @@ class EmbeddingMixin:
                 "detector need the same clip."
             )
         return embeddings
+
+
+def names_of_images(class_name: Any, n_images: int | None) -> list[str]:
+    """Check class names that are given per image."""
+    names = list(class_name)
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise TypeError(
+            f"class_name: expected a string or one string per image, found {wrong!r}."
+        )
+    if n_images is None:
+        raise ValueError("class_name was given per image, but X is None.")
+    if len(names) != n_images:
+        raise ValueError(
+            f"class_name was given for {len(names)} images, but X has {n_images}."
+        )
+    return [str(name) for name in names]

@@ -11,7 +11,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from ._clip import OpenCLIP, check_clip
-from ._detector import ClassNameDetector
+from ._detector import ClassNameDetector, names_of_images
 from ._images import check_images
 
 if TYPE_CHECKING:
@@ -216,21 +216,6 @@ class MapDetector(ClassNameDetector):
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
         return tags
-
-
-def names_of_images(class_name: Any, n_images: int) -> list[str]:
-    """Check class names that are given per image."""
-    names = list(class_name)
-    wrong = next((name for name in names if not isinstance(name, str)), None)
-    if wrong is not None:
-        raise TypeError(
-            f"class_name: expected a string or one string per image, found {wrong!r}."
-        )
-    if len(names) != n_images:
-        raise ValueError(
-            f"class_name was given for {len(names)} images, but X has {n_images}."
-        )
-    return [str(name) for name in names]
 
 
 def upsampled(

@@ -12,7 +12,7 @@ from sklearn.preprocessing import normalize
 
 from ._aggregation import aggregate
 from ._clip import OpenCLIP
-from ._detector import ClassNameDetector, EmbeddingMixin
+from ._detector import ClassNameDetector, EmbeddingMixin, names_of_images
 from ._prompts import PromptSet, check_prompts
 
 
@@ -149,7 +149,7 @@ class PromptDetector(EmbeddingMixin, ClassNameDetector):
         default = class_name if isinstance(class_name, str) else self.class_name
         names = [default]
         if class_name is not None and not isinstance(class_name, str):
-            names += _names_of_images(class_name, None if X is None else len(X))
+            names += names_of_images(class_name, None if X is None else len(X))
         self.class_names_ = list(dict.fromkeys(names))
         width = None if X is None else X.shape[1]
         self.prototypes_ = self._encode_class_names(self.class_names_, width)
@@ -180,7 +180,7 @@ class PromptDetector(EmbeddingMixin, ClassNameDetector):
         elif isinstance(class_name, str):
             names = [class_name]
         else:
-            names = _names_of_images(class_name, len(X))
+            names = names_of_images(class_name, len(X))
         known, prototypes = self.class_names_, self.prototypes_
         new = list(dict.fromkeys(name for name in names if name not in set(known)))
         if new:
@@ -192,19 +192,3 @@ class PromptDetector(EmbeddingMixin, ClassNameDetector):
         rows = directions[[position[name] for name in names]]
         # One name for all images broadcasts.
         return (X * rows).sum(axis=1) / self.temperature
-
-
-def _names_of_images(class_name: Any, n_images: int | None) -> list[str]:
-    names = list(class_name)
-    wrong = next((name for name in names if not isinstance(name, str)), None)
-    if wrong is not None:
-        raise TypeError(
-            f"class_name: expected a string or one string per image, found {wrong!r}."
-        )
-    if n_images is None:
-        raise ValueError("class_name was given per image, but X is None.")
-    if len(names) != n_images:
-        raise ValueError(
-            f"class_name was given for {len(names)} images, but X has {n_images}."
-        )
-    return [str(name) for name in names]

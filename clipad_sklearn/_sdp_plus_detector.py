@@ -15,8 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 from ._clip import OpenCLIP, check_clip
+from ._detector import names_of_images
 from ._images import ImageReadError, check_images, image_name, open_image
-from ._map_detector import interpolation, names_of_images, upsampled
+from ._map_detector import interpolation, upsampled
 from ._prompts import PromptSet
 from ._sdp_detector import SDPDetector, stage_ends
 
