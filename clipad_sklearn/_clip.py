@@ -56,7 +56,9 @@ class OpenCLIP(BaseEstimator):
         ``"auto"`` is float32 on CPU, and float16 on CUDA where its embeddings of a
         fixed input have a cosine of at least 0.9999 to those of float32.
     batch_size : int, default=32
-        Number of images, or of texts, that go through the model at once.
+        Number of images that go through the model at once; of prompts, as many as have
+        no more tokens than so many full contexts. Where a GPU has too little memory,
+        half as many are tried, and so on.
     resize : {"squash", "crop"}, default="squash"
         ``"squash"`` resizes both sides to the model's input size, whatever the aspect
         ratio: nothing is cut off, which is how the field evaluates. ``"crop"`` resizes
@@ -127,7 +129,7 @@ class OpenCLIP(BaseEstimator):
 
         Returns
         -------
-        embeddings : ndarray of shape (n_texts, n_features), dtype float32
+        ndarray of shape (n_texts, n_features), dtype float32
             L2-normalised rows.
 
         Raises
@@ -185,7 +187,7 @@ class OpenCLIP(BaseEstimator):
 
         Returns
         -------
-        embeddings : ndarray of shape (n_images, n_features), dtype float32
+        ndarray of shape (n_images, n_features), dtype float32
             L2-normalised rows.
 
         Raises
@@ -450,11 +452,18 @@ def _check_texts(texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str):
         raise TypeError("Expected a list of texts, got one string. Wrap it in a list.")
     texts = list(texts)
-    wrong = next((text for text in texts if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise TypeError(f"Expected strings, got {type(wrong).__name__}: {wrong!r}.")
     if not texts:
         raise ValueError("Found 0 texts while a minimum of 1 is required.")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"Expected strings, got {type(text).__name__}: {text!r}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{text!r} is not valid Unicode: it has a lone surrogate at position "
+                f"{error.start}."
+            ) from None
     return texts
 
 

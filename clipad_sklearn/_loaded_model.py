@@ -14,7 +14,7 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        # Back again too: "meta" holds no numbers.
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={device!r} cannot be used here: {reason}") from error
@@ -57,6 +58,7 @@ class LoadedModel:
         cache_dir: str | None,
     ) -> None:
         self.device = device
+        self._fitting: dict[str, int] = {}  # rows at once, where memory was short
         self.model, self.tokenizer = _create(model_name, pretrained, cache_dir)
         self.model.eval().requires_grad_(False).to(device)
         self.preprocess_cfg: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
@@ -110,26 +112,63 @@ class LoadedModel:
                 (rows[start : start + batch_size], 0)
                 for start in range(0, len(rows), batch_size)
             ]
-        return group_by_prefix(tokens.numpy(), 2 * batch_size, batch_size)
+        return group_by_prefix(
+            tokens.numpy(), 2 * batch_size, batch_size * tokens.shape[1]
+        )
 
     def encode_tokens(self, tokens: torch.Tensor, n_shared: int = 0) -> np.ndarray:
         """Encode token ids that begin with `n_shared` equal tokens.
 
         Rows of the result are L2-normalised float32.
         """
-        tokens = tokens.to(self.device)
-        with self._inference():
-            if self._text_tower is None:
-                features = self.model.encode_text(tokens)
-            else:
-                features = self._text_tower.encode(tokens, n_shared)
-        return _normalised(features)
+
+        def encode(part: slice) -> np.ndarray:
+            some = tokens[part].to(self.device)
+            with self._inference():
+                if self._text_tower is None:
+                    features = self.model.encode_text(some)
+                else:
+                    features = self._text_tower.encode(some, n_shared)
+            return _normalised(features)
+
+        return self.within_memory("texts", len(tokens), encode)
 
     def encode_pixels(self, pixels: torch.Tensor) -> np.ndarray:
         """Encode preprocessed pixels (n, 3, height, width), as `encode_tokens`."""
-        with self._inference():
-            features = self.model.encode_image(pixels.to(self.device))
-        return _normalised(features)
+
+        def encode(part: slice) -> np.ndarray:
+            with self._inference():
+                features = self.model.encode_image(pixels[part].to(self.device))
+            return _normalised(features)
+
+        return self.within_memory("images", len(pixels), encode)
+
+    def within_memory(
+        self, what: str, count: int, work: Callable[[slice], np.ndarray]
+    ) -> np.ndarray:
+        """Do `work` on `count` rows: on fewer at once if the GPU's memory is short.
+
+        How many of them (`what` is the kind) fit is remembered.
+        """
+        results: list[np.ndarray] = []
+        start = 0
+        while start < count:
+            size = min(self._fitting.get(what, count), count - start)
+            try:
+                results.append(work(slice(start, start + size)))
+            except torch.cuda.OutOfMemoryError:
+                if size == 1:
+                    raise
+                torch.cuda.empty_cache()
+                self._fitting[what] = size // 2
+                logger.warning(
+                    "The memory of %s is too small for %d %s at once; going on with "
+                    "%d. A batch_size of at most that many saves the attempt.",
+                    self.device, size, what, size // 2,
+                )  # fmt: skip
+                continue
+            start += size
+        return results[0] if len(results) == 1 else np.concatenate(results)
 
     def _inference(self) -> Any:
         return _Inference(self.device, self.dtype)
@@ -275,7 +314,9 @@ def _check_folder(folder: Path) -> dict[str, Any]:
 
 def _check_name(model_name: str, pretrained: str | None) -> None:
     name = model_name.replace("/", "-")
-    config = open_clip.get_model_config(name)
+    # Asked for other names, open_clip may look for files or on the network.
+    known = name in open_clip.list_models()
+    config = open_clip.get_model_config(name) if known else None
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

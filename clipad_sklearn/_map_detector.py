@@ -66,7 +66,7 @@ class MapDetector(ClassNameDetector):
 
         Returns
         -------
-        maps : list of ndarray, or ndarray of shape (n_images, height, width)
+        list of ndarray, or ndarray of shape (n_images, height, width)
             A list for ``size="image"``. Of dtype float32, in [0, 1] on a scale that
             does not depend on the image; higher is more anomalous.
 
@@ -102,10 +102,10 @@ class MapDetector(ClassNameDetector):
         class_name : str, array-like of str of shape (n_images,) or None, default=None
             What the images show. None is what `fit` was given.
 
-        Yields
-        ------
-        anomaly_map : ndarray of shape (height, width), dtype float32
-            In [0, 1]; higher is more anomalous.
+        Returns
+        -------
+        iterator of ndarray of shape (height, width), dtype float32
+            Maps in [0, 1]; higher is more anomalous.
 
         Raises
         ------
@@ -144,7 +144,7 @@ class MapDetector(ClassNameDetector):
 
         Returns
         -------
-        masks : list of ndarray, or ndarray of shape (n_images, height, width)
+        list of ndarray, or ndarray of shape (n_images, height, width)
             Of dtype bool, True where the anomaly map is above `pixel_offset_`. A list
             for ``size="image"``.
         """
@@ -167,7 +167,12 @@ class MapDetector(ClassNameDetector):
             if isinstance(class_name, list):
                 names = class_name[start : start + len(image_sizes)]
             start += len(image_sizes)
-            maps = self._model_maps(pixels, names)
+
+            def maps_of(part: slice, pixels: Any = pixels, names: Any = names) -> Any:
+                some = names[part] if isinstance(names, list) else names
+                return self._model_maps(pixels[part], some)
+
+            maps = clip._model().within_memory("maps", len(pixels), maps_of)
             for anomaly_map, image_size in zip(maps, image_sizes, strict=True):
                 if isinstance(size, tuple):
                     yield _resized(anomaly_map, size)

@@ -50,29 +50,42 @@ class TextTower:
         tokens = tokens[:, : int(ends.max()) + 1]
         n, length = tokens.shape
         x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
-        shared, x = x[:1, :n_shared], x[:, n_shared:]
         places = torch.arange(length, device=tokens.device)
         # Row by row, what a token sees: itself and what is before it.
         seen = places <= places[n_shared:, None]
+        # Only attention needs rows of one length; all else runs on the real tokens.
+        real = places[n_shared:] <= ends[:, None]
+        last = real.sum(dim=1).cumsum(0) - 1  # the end tokens among them
+        shared, x = x[:1, :n_shared], x[:, n_shared:][real]
+
+        def heads(block: Any, tokens: torch.Tensor, which: str) -> Any:
+            projected = _project(block, tokens, which)
+            rows = projected.new_zeros(*real.shape, projected.shape[-1])
+            rows[real] = projected
+            return _heads(block, rows)
+
         for block in self.blocks:
             normed = block.ln_1(x)
-            keys, values = _heads(block, normed, "kv")
+            is_last = block is self.blocks[-1]
+            if is_last:
+                # Only the end token makes the embedding.
+                keys, values = heads(block, normed, "kv")
+                (queries,) = _heads(block, _project(block, normed[last], "q")[:, None])
+                seen = (places <= ends[:, None])[:, None, None]
+                x = x[last]
+            else:
+                queries, keys, values = heads(block, normed, "qkv")
             if n_shared:
                 shared, shared_keys, shared_values = _run_shared(block, shared)
                 keys = torch.cat([shared_keys.expand(n, -1, -1, -1), keys], dim=2)
                 values = torch.cat([shared_values.expand(n, -1, -1, -1), values], dim=2)
-            if block is self.blocks[-1]:
-                # Only the end token makes the embedding.
-                rows = torch.arange(n, device=tokens.device)
-                x = x[rows, ends - n_shared].unsqueeze(1)
-                normed = normed[rows, ends - n_shared].unsqueeze(1)
-                seen = (places <= ends[:, None])[:, None, None]
-            (queries,) = _heads(block, normed, "q")
             attended = functional.scaled_dot_product_attention(
                 queries, keys, values, attn_mask=seen
             )
+            attended = attended.transpose(1, 2).flatten(2)
+            attended = attended[:, 0] if is_last else attended[real]
             x = _finish(block, x, attended)
-        x = tower.ln_final(x[:, 0])
+        x = tower.ln_final(x)
         projection = tower.text_projection
         if projection is None:
             return x
@@ -81,12 +94,13 @@ class TextTower:
 
 
 def group_by_prefix(
-    tokens: np.ndarray, least: int, batch_size: int
+    tokens: np.ndarray, least: int, max_tokens: int
 ) -> list[tuple[np.ndarray, int]]:
     """Split prompts into batches of similar length that begin alike.
 
     Returns the rows of each batch, and with how many equal tokens they begin. A
-    beginning counts if at least `least` prompts have it.
+    beginning counts if at least `least` prompts have it. What follows it in a batch are
+    at most `max_tokens` tokens, or one prompt.
     """
     lengths = tokens.argmax(axis=1) + 1
     batches = []
@@ -102,23 +116,30 @@ def group_by_prefix(
             waiting.append((longer[kind == number], depth + 1))
         alone = np.setdiff1d(rows, longer[count[kind] >= least])
         alone = alone[np.argsort(lengths[alone], kind="stable")]
-        batches += [
-            (alone[start : start + batch_size], depth)
-            for start in range(0, len(alone), batch_size)
-        ]
+        while len(alone):
+            fitting = np.cumsum(lengths[alone] - depth) <= max_tokens
+            size = max(1, int(fitting.sum()))
+            batches.append((alone[:size], depth))
+            alone = alone[size:]
     return batches
 
 
-def _heads(block: Any, normed: torch.Tensor, which: str) -> tuple[torch.Tensor, ...]:
-    """Queries, keys and values, or some of them: (n, heads, length, head width)."""
+def _project(block: Any, normed: torch.Tensor, which: str) -> torch.Tensor:
+    """Queries, keys and values, or some of them, side by side."""
     attention = block.attn
     width = attention.embed_dim
     start = "qkv".index(which)
     rows = slice(start * width, (start + len(which)) * width)
-    projected = functional.linear(
+    return functional.linear(
         normed, attention.in_proj_weight[rows], attention.in_proj_bias[rows]
     )
-    heads = projected.unflatten(-1, (len(which), attention.num_heads, -1))
+
+
+def _heads(block: Any, projected: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Each of the parts that lie side by side: (n, heads, length, head width)."""
+    attention = block.attn
+    parts = projected.shape[-1] // attention.embed_dim
+    heads = projected.unflatten(-1, (parts, attention.num_heads, -1))
     return heads.permute(2, 0, 3, 1, 4).unbind(0)
 
 
@@ -126,15 +147,14 @@ def _run_shared(
     block: Any, x: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run the common beginning; return it with its keys and values."""
-    queries, keys, values = _heads(block, block.ln_1(x), "qkv")
+    queries, keys, values = _heads(block, _project(block, block.ln_1(x), "qkv"))
     attended = functional.scaled_dot_product_attention(
         queries, keys, values, is_causal=True
     )
-    return _finish(block, x, attended), keys, values
+    return _finish(block, x, attended.transpose(1, 2).flatten(2)), keys, values
 
 
 def _finish(block: Any, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
     """What a block does after attention."""
-    merged = attended.transpose(1, 2).flatten(2)
-    x = x + block.ls_1(block.attn.out_proj(merged))
+    x = x + block.ls_1(block.attn.out_proj(attended))
     return x + block.ls_2(block.mlp(block.ln_2(x)))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ from PIL import Image
 from sklearn.base import clone
 
 import clipad_sklearn
-from clipad_sklearn import OpenCLIP, WeightsNotFound, clear_models
+from clipad_sklearn import (
+    OpenCLIP,
+    SDPDetector,
+    WeightsNotFound,
+    clear_models,
+)
 from clipad_sklearn._clip import TINY, check_clip
 from clipad_sklearn._loaded_model import LoadedModel
 
@@ -267,6 +273,80 @@ class TestLoading:
         half = OpenCLIP("tiny", device="cpu", precision="bf16").encode_image(photos)
         assert not np.array_equal(exact, half)
         assert (exact * half).sum(axis=1).min() > 0.99
+
+
+@pytest.fixture
+def short_memory() -> Iterator[list[int]]:
+    """A device on which "tiny" can take five images or texts, and what it was given.
+
+    There is no GPU whose memory a test could fill, so the model itself complains.
+    """
+    sizes: list[int] = []
+
+    def refuse(module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(arguments[0]))
+        if sizes[-1] > 5:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    clear_models()
+    loaded = OpenCLIP("tiny", embedding_cache=None)._model()
+    assert loaded.embedding_width == 128
+    model = loaded.model
+    hooks = [
+        module.register_forward_pre_hook(refuse)
+        for module in (model.visual.conv1, model.token_embedding)
+    ]
+    yield sizes
+    for hook in hooks:
+        hook.remove()
+    clear_models()
+
+
+class TestShortMemory:
+    clip = OpenCLIP("tiny", embedding_cache=None)
+
+    def test_images(
+        self, photos: list[np.ndarray], short_memory: list[int], caplog: Any
+    ) -> None:
+        found = self.clip.encode_image(photos)
+        assert short_memory == [12, 6, 3, 3, 3, 3]
+        assert [r.levelname for r in caplog.records] == ["WARNING"] * 2
+        self.clip.encode_image(photos)  # the size that fits is remembered
+        assert short_memory[6:] == [3, 3, 3, 3]
+        clear_models()
+        expected = self.clip.encode_image(photos)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+    def test_texts(self, short_memory: list[int]) -> None:
+        texts = [f"a photo of a {word} bolt" for word in "abcdefghijkl"]
+        found = self.clip.encode_text(texts)
+        assert max(short_memory) > 5 >= short_memory[-1]
+        clear_models()
+        np.testing.assert_allclose(found, self.clip.encode_text(texts), atol=1e-6)
+
+    def test_maps(self, photos: list[np.ndarray], short_memory: list[int]) -> None:
+        names = ["bolt", "nut"] * 6
+        detector = SDPDetector(
+            OpenCLIP("tiny", embedding_cache=None, batch_size=2)
+        ).fit()
+        expected = detector.anomaly_maps(photos, size="model", class_name=names)
+        detector.set_params(clip__batch_size=12)
+        found = detector.anomaly_maps(photos, size="model", class_name=names)
+        assert max(short_memory) > 5
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    def test_not_even_one(self, photos: list[np.ndarray]) -> None:
+        clear_models()
+        model = self.clip._model().model
+        error = torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+        def refuse(module: Any, arguments: Any) -> None:
+            raise error
+
+        model.visual.conv1.register_forward_pre_hook(refuse)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            self.clip.encode_image(photos)
+        clear_models()
 
 
 class TestErrors:
