@@ -117,10 +117,12 @@ def name_images(
     rng: np.random.Generator,
     count: int,
     state_share: float = 0.0,
+    twins: bool = False,
 ) -> Names:
     """Captions for random images of the batch (good ones first, then bad ones).
 
     `state_share` of them say normal or anomalous, and nothing else that is true.
+    With `twins` captions that count parts come with others that count differently.
     """
     n = len(rows)
     family = np.tile(rows["family"], 2)
@@ -128,24 +130,13 @@ def name_images(
     parts = np.tile(rows["count"], 2)
     parts[n:][rows["defect"] == MISSING] = -1
     defect = np.concatenate([np.full(n, -1), rows["defect"]])
-    texts, asked = [], np.full((5, count), -1)
-    for j in range(count):
-        i = int(rng.integers(2 * n))
-        if state_share and rng.random() < state_share:
-            asked[4, j] = label[i]
-            texts.append(captions.state_pair(rng)[int(label[i])])
-            continue
-        if rng.random() < 0.88:
-            asked[0, j] = family[i]
-        if color[i] >= 0 and rng.random() < 0.5:
-            asked[1, j] = color[i]
-        if asked[0, j] >= 0 and parts[i] > 0 and rng.random() < 0.5:
-            asked[2, j] = parts[i]
-        if label[i] > 0 and sure[i] and rng.random() < 0.4:
-            asked[3, j] = defect[i]
-        if (asked[[0, 1, 3], j] < 0).all():
-            asked[0, j] = family[i]
-        what, tone, number, trouble, _ = asked[:, j]
+    texts: list[str] = []
+    asked = np.full((5, 0), -1)
+
+    def add(column: np.ndarray) -> None:
+        nonlocal asked
+        asked = np.column_stack([asked, column])
+        what, tone, number, trouble, _ = column
         texts.append(
             captions.name_caption(
                 rng,
@@ -155,6 +146,33 @@ def name_images(
                 defect=TRAINED_DEFECTS[trouble] if trouble >= 0 else "",
             )
         )
+
+    for _ in range(count):
+        i = int(rng.integers(2 * n))
+        column = np.full(5, -1)
+        if state_share and rng.random() < state_share:
+            column[4] = label[i]
+            asked = np.column_stack([asked, column])
+            texts.append(captions.state_pair(rng)[int(label[i])])
+            continue
+        if rng.random() < 0.88:
+            column[0] = family[i]
+        if color[i] >= 0 and rng.random() < 0.5:
+            column[1] = color[i]
+        if column[0] >= 0 and parts[i] > 0 and rng.random() < 0.5 + 0.4 * twins:
+            column[2] = parts[i]
+        if label[i] > 0 and sure[i] and rng.random() < 0.4:
+            column[3] = defect[i]
+        if (column[[0, 1, 3]] < 0).all():
+            column[0] = family[i]
+        add(column)
+        if twins and column[2] > 0:
+            for number in rng.choice(12, 2, replace=False) + 1:
+                if number != column[2]:
+                    twin = column.copy()
+                    twin[2] = number
+                    add(twin)
+    count = len(texts)
     fits = np.ones((2 * n, count), bool)
     known = np.ones((2 * n, count), bool)
     shows = np.where((label > 0) & sure, defect, -1)
@@ -228,6 +246,7 @@ def step_losses(
         rng,
         settings.name_captions,
         settings.state_captions,
+        settings.twins,
     ).to(device)
     tokens = torch.from_numpy(tokenizer([*normal, *anomalous, *names.texts]))
     with torch.autocast(device.type, dtype=torch.bfloat16):

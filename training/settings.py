@@ -78,6 +78,7 @@ class Settings:
     state_pairs: int = 12
     name_captions: int = 40
     state_captions: float = 0.0  # share of the name captions that say a state
+    twins: bool = True  # a caption that counts comes with wrong counts
 
     # Weights of the losses
     axis: float = 1.0

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import nn
 
+from .export import VOCABULARY, WEIGHTS
 from .losses import augment, step_losses
 from .model import Axis, build_model, model_config, normalise_pixels, whiten_patches
 from .pool import Pool, generate, shards_done
@@ -122,8 +125,9 @@ class Trainer:
         if own.exists():
             self.load(own)
         elif start_from is not None:
-            self.load(start_from)
-            self.step, self.images, self.seconds, self.progress = 0, 0, 0.0, 0.0
+            weights = load_file(start_from / WEIGHTS)
+            self.model.load_state_dict(weights, strict=False)
+            self.average = Average(self.model, settings.ema)
 
     def load(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)
@@ -232,7 +236,7 @@ class Trainer:
             for name, value in self.run_step().items():
                 sums.setdefault(name, []).append(value)
             now = time.monotonic()
-            self.seconds += now - clock
+            self.seconds += min(now - clock, 10.0)  # less when it was suspended
             clock = now
             if self.step % 50 == 0:
                 self.pool.refresh()
@@ -288,7 +292,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, help="number of images to see")
     parser.add_argument("--processes", type=int, help="number of processes")
     parser.add_argument("--pool", type=Path, help="folder of generated pairs")
-    parser.add_argument("--start-from", type=Path, help="weights of another run")
+    parser.add_argument(
+        "--start-from", type=Path, metavar="FOLDER", help="an exported model"
+    )
     parser.add_argument("--seed", type=int)
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=NUMBER",
@@ -302,7 +308,7 @@ def main(argv: list[str] | None = None) -> None:
             changes[name] = getattr(options, name)
     for item in options.set:
         name, _, number = item.partition("=")
-        changes[name] = type(getattr(settings, name))(number)
+        changes[name] = type(getattr(settings, name))(float(number))
     settings = dataclasses.replace(settings, **changes)
     folder = RUNS / (options.run or ("smoke" if options.smoke else "main"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -311,7 +317,9 @@ def main(argv: list[str] | None = None) -> None:
         json.dumps(dataclasses.asdict(settings), indent=1)
     )
     vocabulary = folder / "bpe_merges.txt.gz"
-    if not vocabulary.exists():
+    if not vocabulary.exists() and options.start_from:
+        shutil.copyfile(options.start_from / VOCABULARY, vocabulary)
+    elif not vocabulary.exists():
         write_vocabulary(vocabulary, settings.merges)
 
     context = multiprocessing.get_context("spawn")
