@@ -7,16 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ._benchmark import (
-    COLUMNS,
-    Settings,
-    as_csv,
-    as_markdown,
-    compare,
-    run_benchmark,
-    table,
-    write_text,
-)
+from ._benchmark import Settings, run_benchmark, write_text
+from ._benchmark_tables import COLUMNS, as_csv, as_markdown, compare, table
 from ._cli_output import UsageError, as_usage_error, printable
 from ._cli_score import versions
 from ._clip import check_clip

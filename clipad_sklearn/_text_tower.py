@@ -2,7 +2,7 @@
 
 No token of such a tower sees what follows it. So the padding after the end token can
 be left out, and tokens with which many prompts begin are run once for all of them.
-Both are exact. The forward pass is written out with the model's own submodules.
+Both are exact.
 Imported only from inside functions (torch).
 """
 
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from open_clip.transformer import ResidualAttentionBlock
-from torch.nn import functional
+
+from ._blocks import add_mlp, attend, heads, out, project
 
 
 def text_tower(model: Any) -> TextTower | None:
@@ -58,33 +59,28 @@ class TextTower:
         last = real.sum(dim=1).cumsum(0) - 1  # the end tokens among them
         shared, x = x[:1, :n_shared], x[:, n_shared:][real]
 
-        def heads(block: Any, tokens: torch.Tensor, which: str) -> Any:
-            projected = _project(block, tokens, which)
-            rows = projected.new_zeros(*real.shape, projected.shape[-1])
-            rows[real] = projected
-            return _heads(block, rows)
+        def in_rows(packed: torch.Tensor) -> torch.Tensor:
+            rows = packed.new_zeros(*real.shape, packed.shape[-1])
+            rows[real] = packed
+            return rows
 
         for block in self.blocks:
-            normed = block.ln_1(x)
             is_last = block is self.blocks[-1]
             if is_last:
                 # Only the end token makes the embedding.
-                keys, values = heads(block, normed, "kv")
-                (queries,) = _heads(block, _project(block, normed[last], "q")[:, None])
-                seen = (places <= ends[:, None])[:, None, None]
+                keys, values = heads(block, in_rows(project(block, x, "kv")))
                 x = x[last]
+                (queries,) = heads(block, project(block, x, "q")[:, None])
+                seen = (places <= ends[:, None])[:, None, None]
             else:
-                queries, keys, values = heads(block, normed, "qkv")
+                queries, keys, values = heads(block, in_rows(project(block, x)))
             if n_shared:
                 shared, shared_keys, shared_values = _run_shared(block, shared)
                 keys = torch.cat([shared_keys.expand(n, -1, -1, -1), keys], dim=2)
                 values = torch.cat([shared_values.expand(n, -1, -1, -1), values], dim=2)
-            attended = functional.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=seen
-            )
-            attended = attended.transpose(1, 2).flatten(2)
+            attended = attend(queries, keys, values, attn_mask=seen)
             attended = attended[:, 0] if is_last else attended[real]
-            x = _finish(block, x, attended)
+            x = add_mlp(block, x + out(block, attended))
         x = tower.ln_final(x)
         projection = tower.text_projection
         if projection is None:
@@ -124,37 +120,10 @@ def group_by_prefix(
     return batches
 
 
-def _project(block: Any, normed: torch.Tensor, which: str) -> torch.Tensor:
-    """Queries, keys and values, or some of them, side by side."""
-    attention = block.attn
-    width = attention.embed_dim
-    start = "qkv".index(which)
-    rows = slice(start * width, (start + len(which)) * width)
-    return functional.linear(
-        normed, attention.in_proj_weight[rows], attention.in_proj_bias[rows]
-    )
-
-
-def _heads(block: Any, projected: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Each of the parts that lie side by side: (n, heads, length, head width)."""
-    attention = block.attn
-    parts = projected.shape[-1] // attention.embed_dim
-    heads = projected.unflatten(-1, (parts, attention.num_heads, -1))
-    return heads.permute(2, 0, 3, 1, 4).unbind(0)
-
-
 def _run_shared(
     block: Any, x: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run the common beginning; return it with its keys and values."""
-    queries, keys, values = _heads(block, _project(block, block.ln_1(x), "qkv"))
-    attended = functional.scaled_dot_product_attention(
-        queries, keys, values, is_causal=True
-    )
-    return _finish(block, x, attended.transpose(1, 2).flatten(2)), keys, values
-
-
-def _finish(block: Any, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """What a block does after attention."""
-    x = x + block.ls_1(block.attn.out_proj(attended))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    queries, keys, values = heads(block, project(block, x))
+    attended = attend(queries, keys, values, is_causal=True)
+    return add_mlp(block, x + out(block, attended)), keys, values

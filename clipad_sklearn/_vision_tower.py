@@ -16,6 +16,7 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch.nn import functional
 
+from ._blocks import add_mlp, attend, heads, out, project
 from ._loaded_model import LoadedModel
 
 # Prototypes are in the order anomalous, normal.
@@ -129,10 +130,10 @@ class VisionTower:
             return torch.cat([of_image[:, index].view(-1, width) for index in part])
 
         x = gather(tokens)
-        projected = gather(_project(self.blocks[0], tokens))
+        projected = gather(project(self.blocks[0], tokens))
         for number, block in enumerate(self.blocks, 1):
             if number > 1:
-                projected = _project(block, x)
+                projected = project(block, x)
             last = only_class and number == len(self.blocks)
             attended = [
                 _attend(block, rows.view(count, length, -1), class_only=last).flatten(
@@ -147,8 +148,7 @@ class VisionTower:
             if last:
                 x = torch.cat([r[:, 0] for r in _sequences(x, shapes)])
                 shapes = [(count, 1) for count, _ in shapes]
-            x = x + block.ls_1(block.attn.out_proj(torch.cat(attended)))
-            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+            x = add_mlp(block, x + out(block, torch.cat(attended)))
         return _sequences(x, shapes)
 
     # -- dual path -------------------------------------------------------------
@@ -180,8 +180,8 @@ class VisionTower:
         surgery = None
         waiting: torch.Tensor | None = None
         for number, block in enumerate(self.blocks, 1):
-            projected = _project(block, x)
-            attended = _out(block, _attend(block, projected))
+            projected = project(block, x)
+            attended = out(block, _attend(block, projected))
             if waiting is not None:
                 # The published code keeps a reference to the stream, to which the
                 # next block adds its attention in place.
@@ -190,10 +190,9 @@ class VisionTower:
             if number > ends[-1]:
                 return
             values = projected.chunk(3, dim=-1)[2]
-            path = _out(block, _attend(block, torch.cat([values] * 3, dim=-1)))
+            path = out(block, _attend(block, torch.cat([values] * 3, dim=-1)))
             surgery = path if surgery is None else surgery + path
-            x = x + attended
-            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+            x = add_mlp(block, x + attended)
             if number in ends:
                 if alias_compat and number < len(self.blocks):
                     waiting = surgery
@@ -286,29 +285,12 @@ class VisionTower:
         return pooled if visual.proj is None else pooled @ visual.proj
 
 
-def _project(block: Any, x: torch.Tensor) -> torch.Tensor:
-    """Queries, keys and values of a block, side by side."""
-    attention = block.attn
-    return functional.linear(
-        block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias
-    )
-
-
 def _attend(
     block: Any, projected: torch.Tensor, class_only: bool = False
 ) -> torch.Tensor:
     """Attention from (n, length, 3 x width), before the output projection."""
-    count, length, _ = projected.shape
-    heads = projected.view(count, length, 3, block.attn.num_heads, -1)
-    queries, keys, values = heads.permute(2, 0, 3, 1, 4)
-    if class_only:
-        queries = queries[:, :, :1]
-    attended = functional.scaled_dot_product_attention(queries, keys, values)
-    return attended.transpose(1, 2).flatten(2)
-
-
-def _out(block: Any, attended: torch.Tensor) -> torch.Tensor:
-    return block.ls_1(block.attn.out_proj(attended))
+    queries, keys, values = heads(block, projected)
+    return attend(queries[:, :, :1] if class_only else queries, keys, values)
 
 
 def _sequences(x: torch.Tensor, shapes: list[tuple[int, int]]) -> list[torch.Tensor]:

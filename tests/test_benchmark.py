@@ -22,12 +22,8 @@ from PIL import Image
 from trees import write_mvtec_ad, write_sewer_ml, write_visa, write_visa_one_class
 
 from clipad_sklearn import metrics
-from clipad_sklearn._benchmark import (
-    IMAGE_METRICS,
-    PIXEL_METRICS,
-    bootstrap,
-    read_mask,
-)
+from clipad_sklearn._benchmark import read_mask
+from clipad_sklearn._benchmark_tables import IMAGE_METRICS, PIXEL_METRICS, bootstrap
 from clipad_sklearn._cli import main
 
 FAST = ["--clip", "tiny", "--draws", "100"]
@@ -424,6 +420,6 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_pixel_metrics_have_their_titles() -> None:
-    from clipad_sklearn._benchmark import TITLES
+    from clipad_sklearn._benchmark_tables import TITLES
 
     assert set(TITLES) == {*IMAGE_METRICS, *PIXEL_METRICS}

@@ -13,8 +13,9 @@ from PIL import Image
 from sklearn.model_selection import GridSearchCV
 
 from clipad_sklearn import OpenCLIP, PromptDetector, SDPDetector, clear_models
+from clipad_sklearn._blocks import project
 from clipad_sklearn._sdp_detector import stage_ends
-from clipad_sklearn._vision_tower import VisionTower, _attend, _project
+from clipad_sklearn._vision_tower import VisionTower, _attend
 from clipad_sklearn.metrics import get_scorer
 from clipad_sklearn.model_selection import ZeroShotSplit
 
@@ -124,7 +125,7 @@ def test_value_attention_averages() -> None:
     values = torch.randn(1, 1, tower.width).expand(2, 5, -1)
     attended = _attend(block, torch.cat([values] * 3, dim=-1))
     torch.testing.assert_close(attended, values)
-    assert _project(block, values).shape == (2, 5, 3 * tower.width)
+    assert project(block, values).shape == (2, 5, 3 * tower.width)
 
 
 # -- maps and scores ------------------------------------------------------------------
