@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import Any
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 
 import clipad_sklearn
 
@@ -17,7 +21,6 @@ version = release = clipad_sklearn.__version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
 ]
@@ -46,6 +49,8 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_signature": False,
+    # Its page of times loads scripts from a network.
+    "write_computation_times": False,
     "within_subsection_order": "ExampleTitleSortKey",
     "image_scrapers": ("matplotlib",),
 }
@@ -57,7 +62,41 @@ html_title = "clipad-sklearn"
 html_show_sourcelink = False
 html_theme_options = {
     "navbar_end": ["theme-switcher"],
+    "header_links_before_dropdown": 4,
+    "navbar_align": "left",
     "secondary_sidebar_items": ["page-toc"],
     "show_prev_next": False,
 }
-html_sidebars = {"changelog": [], "limits": [], "methods": []}
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+# Pages without subpages have nothing to show there.
+_alone = "benchmarks changelog glossary index limits methods model_card quickstart"
+html_sidebars: dict[str, list[str]] = {name: [] for name in _alone.split()}
+
+# -- formulas ------------------------------------------------------------------
+
+# MathML, which browsers show by themselves: MathJax would be fetched from a network at
+# reading time, and these pages are read where there is none.
+html_math_renderer = "mathml"
+
+
+def visit_inline_math(translator: Any, node: nodes.math) -> None:
+    """Write a formula within a line."""
+    translator.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def visit_block_math(translator: Any, node: nodes.math_block) -> None:
+    """Write a formula of its own."""
+    formula = tex2mathml(node.astext()).replace("<math", '<math display="block"', 1)
+    # A wide one scrolls by itself on a phone.
+    style = "overflow-x: auto; margin: 1em 0"
+    translator.body.append(f'<div style="{style}">{formula}</div>\n')
+    raise nodes.SkipNode
+
+
+def setup(app: Any) -> None:
+    """Tell Sphinx about the formulas."""
+    app.add_html_math_renderer(
+        "mathml", (visit_inline_math, None), (visit_block_math, None)
+    )

@@ -65,7 +65,7 @@ for ax, points, bad, title in (
     (axes[1], images, is_bad, "images"),
 ):
     margins = detector.score_samples(points)
-    bins = np.histogram_bin_edges(margins, 40)
+    bins = np.histogram_bin_edges(margins, 20)
     ax.hist(margins[~bad], bins, color="C0", alpha=0.6, label="normal")
     ax.hist(margins[bad], bins, color="C3", alpha=0.6, label="anomalous")
     ax.axvline(0, color="black", lw=1)

@@ -66,13 +66,13 @@ print(table)
 # %%
 # The two error rates trade against each other, and the threshold chooses.
 
-fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-bins = np.histogram_bin_edges(scores, 40)
+fig, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+bins = np.histogram_bin_edges(scores, 30)
 ax.hist(scores[~is_bad], bins, color="C0", alpha=0.6, label="good images")
 ax.hist(scores[is_bad], bins, color="C3", alpha=0.6, label="images with a defect")
 styles = ("-", "--", "-.", ":")
 for (name, fitted), style in zip(detectors.items(), styles, strict=True):
     ax.axvline(fitted.offset_, color="black", ls=style, lw=1.5, label=name)
 ax.set(xlabel="margin (higher is more normal)", ylabel="number of new images")
-ax.legend(fontsize=8)
+fig.legend(loc="outside lower center", ncols=2)
 plt.show()
