@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from ._prompt_detector import PromptDetector
     from ._prompts import PromptSet, random_word_prompts
     from ._random_word_detector import RandomWordDetector
+    from ._score_images import score_images
     from ._sdp_detector import SDPDetector
     from ._sdp_plus_detector import SDPPlusDetector
     from ._winclip_detector import WinCLIPDetector
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 # Public name -> module. Importing the package costs none of them.
 _MODULES = {
@@ -39,6 +40,7 @@ _MODULES = {
     "clear_models": "_clip",
     "list_images": "_images",
     "random_word_prompts": "_prompts",
+    "score_images": "_score_images",
 }
 _SUBMODULES = ("datasets", "metrics", "model_selection", "plotting")
 
@@ -59,6 +61,7 @@ __all__ = [
     "clear_models",
     "list_images",
     "random_word_prompts",
+    "score_images",
 ]
 
 

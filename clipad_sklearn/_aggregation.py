@@ -28,7 +28,7 @@ def aggregate(embeddings: np.ndarray, method: str, **params: Any) -> np.ndarray:
 
     Returns
     -------
-    representative : ndarray of float64 of shape (d,)
+    ndarray of float64 of shape (d,)
         L2-normalised.
 
     Raises

@@ -38,7 +38,7 @@ _ON_IMAGES = ("winclip", "winclip-random-word", "sdp", "sdp-plus")
 # The layers of SDP+ are trained on so many generated images, and longer than on the
 # thousands of images of a whole data set.
 _N_AUXILIARY = 600
-_TRAINING = {
+_TRAINING: dict[str, Any] = {
     "temperature": 0.07,
     "learning_rate": 3e-3,
     "n_epochs": 20,

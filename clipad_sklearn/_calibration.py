@@ -56,7 +56,7 @@ def calibrate_threshold(
 
     Returns
     -------
-    detector : object
+    object
         The `detector` given.
 
     Raises

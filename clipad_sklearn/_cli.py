@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    status : int
+    int
         0, 1, 2, 3 or 130; ``clipad --help`` says which is which.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
         except UsageError as error:
-            print(f"clipad: error: {error}", file=sys.stderr)
+            lines = (printable(line) for line in str(error).split("\n"))
+            print("clipad: error:", "\n".join(lines), file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("clipad: interrupted", file=sys.stderr)
@@ -224,7 +225,15 @@ columns of the output:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="write all rows to FILE.csv, or with settings and versions to FILE.json",
+        help="write all rows to FILE.csv, or with settings and versions to FILE.json; "
+        "with --dask: the folder for the rows",
+    )
+    parser.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="score on the Dask cluster whose scheduler is there, or with `local` on "
+        "all cores of this machine; writes the rows, without ranks, as Parquet files "
+        "to the folder --out, and goes on there when run again",
     )
     parser.add_argument(
         "--report",
@@ -302,7 +311,7 @@ methods:
   winclip              windows of patches, scored with prompts; has maps
   winclip-random-word  the same, scored with random words (seeded); has maps
   sdp                  CLIP-AD's staged dual path; has maps
-  sdp-plus             with layers trained on 200 generated images (seeded); has maps
+  sdp-plus             with layers trained on 600 generated images (seeded); has maps
 
 files in --out: results.json, results.csv, results.md, and times.csv. Metrics of
 pixels are taken at the size of the model's input. Exit status 1: a category failed.
@@ -454,7 +463,14 @@ def _check_score(arguments: argparse.Namespace) -> None:
         raise UsageError(
             "--calibrate takes one or two folders; put PATH before the options"
         )
-    if arguments.out is not None and not arguments.out.endswith((".csv", ".json")):
+    is_file = arguments.out is not None and arguments.out.endswith((".csv", ".json"))
+    if arguments.dask is not None:
+        if arguments.out is None or is_file:
+            raise UsageError("--dask needs --out FOLDER, for Parquet files")
+        for name in ("contamination", "report", "maps"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--dask cannot be combined with --{name}")
+    elif arguments.out is not None and not is_file:
         raise UsageError(f"--out {arguments.out}: the name must end in .csv or .json")
     if arguments.report is not None and not arguments.report.endswith(".html"):
         raise UsageError(f"--report {arguments.report}: the name must end in .html")

@@ -51,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"... and {len(rows) - len(shown)} more")
     print(f"AUROC of all {len(rows)}: {auroc(data.target, -margins):.3f}")
     print(f"All scores: {printable(str(scores))}")
-    print("Your own photos: clipad score FOLDER")
+    print("Your own photos: clipad score FOLDER --clip tiny")
+    print("With a real CLIP, which is downloaded first: clipad score FOLDER")
     return 0
 
 

@@ -31,6 +31,14 @@ def printable(text: str) -> str:
     )
 
 
+def no_formula(text: str) -> str:
+    """Put an apostrophe before what a spreadsheet would run as a formula.
+
+    Also before an apostrophe, so that taking one away always gives the text back.
+    """
+    return f"'{text}" if text.startswith(tuple("=+-@'\t\r\n")) else text
+
+
 def check_writable(path: str) -> None:
     """Say at once, not after an hour of work, that a file cannot be written."""
     folder = os.path.dirname(os.path.realpath(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import glob
 import importlib.metadata
@@ -11,11 +12,11 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import expit
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from . import __version__
@@ -24,6 +25,7 @@ from ._cli_output import (
     UsageError,
     as_usage_error,
     check_writable,
+    no_formula,
     printable,
     replacing,
 )
@@ -34,12 +36,21 @@ from ._image_encoder import CLIPImageEncoder
 from ._images import list_images
 from ._prompt_detector import PromptDetector
 from ._random_word_detector import RandomWordDetector
+from ._score_images import (
+    SCORE_COLUMNS,
+    check_detector,
+    error_row,
+    is_uncalibrated,
+    score_images,
+    score_readable,
+    score_row,
+)
 
 if TYPE_CHECKING:
     from ._clip import OpenCLIP
     from ._map_detector import MapDetector
 
-COLUMNS = ("path", "rank", "p_anomaly", "margin", "threshold", "verdict", "error")
+COLUMNS = ("path", "rank", *SCORE_COLUMNS[1:])
 _SHOWN = 20
 _VERSIONS = ("open_clip_torch", "torch", "scikit-learn", "numpy", "pillow")
 
@@ -50,52 +61,24 @@ def run(arguments: argparse.Namespace) -> int:
     for note in notes:
         _say(note)
     calibration = [find_images([folder])[0] for folder in arguments.calibrate or ()]
-    for path in (arguments.out, arguments.report, arguments.save):
+    files = [arguments.report, arguments.save]
+    if arguments.dask is None:
+        files.append(arguments.out)
+    for path in files:
         if path is not None:
             check_writable(path)
-    mapper = None
-    if arguments.method in ("winclip", "sdp", "sdp+"):
-        mapper = _new_map_detector(arguments)
-        # Its image score is that of a detector on embeddings.
-        encoder = CLIPImageEncoder(mapper.clip)
-        detector = make_pipeline(encoder, mapper._embedding_detector)
-    else:
-        detector = _load(arguments.load) if arguments.load else _new_detector(arguments)
-    clip = _set_clip(detector[0], arguments)
+    if arguments.dask is not None:
+        return _run_on_dask(arguments, paths, calibration)
+    detector, clip, mapper = _fitted_detector(arguments)
     with as_usage_error():
-        if mapper is None and not arguments.load:
-            detector.fit(None)
-        embeddings, failures = clip._encode_images(paths, "nan")
-    readable = np.isfinite(embeddings).all(axis=1)
+        margins, features, failures = score_readable(detector, paths)
     _say_failures(failures)
-    last = detector[-1]
-    margins = np.full(len(paths), np.nan)
-    features = embeddings[readable]
-    if len(features):
-        if len(detector) > 2:
-            features = detector[1:-1].transform(features)
-        margins[readable] = last.score_samples(features)
-
-    threshold = "--load"
-    n_failures = len(failures)
-    if calibration:
-        threshold = "--calibrate"
-        n_failures += _calibrate(
-            detector[1:], clip, calibration, arguments.max_false_alarm
-        )
-    elif arguments.threshold is not None:
-        threshold = "--threshold"
-        last.offset_ = arguments.threshold
-    elif arguments.contamination is not None:
-        threshold = "--contamination"
-        last.set_params(contamination=arguments.contamination)
-        if len(features):
-            last._set_offset(features)
-    elif last.contamination == "auto" and last.offset_ == 0:
-        threshold = "none"
-
+    threshold, n_failures = _set_threshold(
+        arguments, detector, clip, calibration, features
+    )
+    n_failures += len(failures)
     errors = {index: reason for index, _, reason in failures}
-    rows = make_rows(paths, margins, float(last.offset_), errors)
+    rows = make_rows(paths, margins, float(detector[-1].offset_), errors)
 
     settings = _settings(arguments, clip, threshold)
     if arguments.out:
@@ -105,15 +88,63 @@ def run(arguments: argparse.Namespace) -> int:
     if mapper is not None and arguments.maps:
         from ._cli_maps import write_maps
 
-        images = [path for path, usable in zip(paths, readable, strict=True) if usable]
+        images = [path for i, path in enumerate(paths) if i not in errors]
         write_maps(mapper, images, arguments.maps, arguments.map_format or "png")
+    _save(arguments, detector)
+    _report(rows, arguments, threshold, float(detector[-1].offset_))
+    return 1 if n_failures else 0
+
+
+def _run_on_dask(
+    arguments: argparse.Namespace, paths: list[str], calibration: Sequence[list[str]]
+) -> int:
+    """Score on a Dask cluster, into a folder of Parquet files."""
+    with _dask_client(arguments.dask) as client:
+        detector, clip, _ = _fitted_detector(arguments)
+        threshold, n_failures = _set_threshold(arguments, detector, clip, calibration)
+        _save(arguments, detector)
+        with as_usage_error(), warnings.catch_warnings():
+            # It is said below, in words of the command.
+            warnings.filterwarnings("ignore", "All .* images are called")
+            done = score_images(detector, paths, out=arguments.out, client=client)
+    n_scored = done.n_images - done.n_unreadable
+    n_before = done.n_partitions - done.n_partitions_run
+    if n_before:
+        _say(f"{n_before} of {done.n_partitions} partitions were already there")
+    counts = (n_scored, done.n_anomalous, done.n_unreadable)
+    _say_result(arguments, threshold, float(detector[-1].offset_), *counts)
+    return 1 if n_failures + done.n_unreadable else 0
+
+
+@contextlib.contextmanager
+def _dask_client(address: str) -> Iterator[Any]:
+    """Connect to a scheduler, or start one with a worker process per core."""
+    try:
+        import dask
+        from distributed import Client
+    except ImportError as error:
+        raise UsageError(
+            '--dask needs Dask: python -m pip install "clipad-sklearn[dask]"'
+        ) from error
+    with as_usage_error():
+        if address == "local":
+            # Dask has workers give memory back all the time, which costs torch much.
+            trim = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
+            with dask.config.set({trim: None}):
+                client = Client(threads_per_worker=1, dashboard_address=":0")
+        else:
+            client = Client(address)
+    with client:
+        yield client
+
+
+def _save(arguments: argparse.Namespace, detector: Pipeline) -> None:
     if arguments.save:
         import joblib
 
         with replacing(arguments.save) as temporary:
-            joblib.dump(detector, temporary)
-    _report(rows, arguments, threshold)
-    return 1 if n_failures else 0
+            # Compressed, because that comes with a checksum.
+            joblib.dump(detector, temporary, compress=3)
 
 
 def _say(message: str) -> None:
@@ -184,6 +215,25 @@ def new_detector(
     return make_pipeline(CLIPImageEncoder(clip), detector)
 
 
+def _fitted_detector(
+    arguments: argparse.Namespace,
+) -> tuple[Pipeline, OpenCLIP, MapDetector | None]:
+    """Return what scores the images, its CLIP, and what makes maps, if asked for."""
+    mapper = None
+    if arguments.method in ("winclip", "sdp", "sdp+"):
+        mapper = _new_map_detector(arguments)
+        # Its image score is that of a detector on embeddings.
+        encoder = CLIPImageEncoder(mapper.clip)
+        detector = make_pipeline(encoder, mapper._embedding_detector)
+    else:
+        detector = _load(arguments.load) if arguments.load else _new_detector(arguments)
+    clip = _set_clip(detector[0], arguments)
+    if mapper is None and not arguments.load:
+        with as_usage_error():
+            detector.fit(None)
+    return detector, clip, mapper
+
+
 def _new_detector(arguments: argparse.Namespace) -> Pipeline:
     with as_usage_error():
         clip = _with_settings(check_clip(arguments.clip), arguments)
@@ -222,18 +272,10 @@ def _load(path: str) -> Pipeline:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise UsageError(f"--load {path}: cannot be loaded ({reason})") from error
-    if (
-        not isinstance(detector, Pipeline)
-        or len(detector) < 2
-        or not isinstance(detector[0], CLIPImageEncoder)
-        or not isinstance(detector[-1], BaseDetector)
-    ):
-        raise UsageError(
-            f"--load {path}: expected a Pipeline that begins with a CLIPImageEncoder "
-            f"and ends in a detector of clipad_sklearn, found {type(detector).__name__}"
-        )
-    if not hasattr(detector[-1], "offset_"):
-        raise UsageError(f"--load {path}: the detector is not fitted")
+    try:
+        check_detector(detector)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--load {path}: {error}") from error
     return detector
 
 
@@ -248,6 +290,33 @@ def _with_settings(clip: OpenCLIP, arguments: argparse.Namespace) -> OpenCLIP:
     names = ("device", "batch_size", "embedding_cache")
     given = {name: getattr(arguments, name) for name in names}
     return clip.set_params(**{k: v for k, v in given.items() if v is not None})
+
+
+def _set_threshold(
+    arguments: argparse.Namespace,
+    detector: Pipeline,
+    clip: OpenCLIP,
+    calibration: Sequence[list[str]],
+    features: Any = (),
+) -> tuple[str, int]:
+    """Set the threshold as asked for; `features` are what its last step scored.
+
+    Returns where it comes from, and how many images for it could not be read.
+    """
+    last = detector[-1]
+    if calibration:
+        scorer = detector[1:]
+        n_failures = _calibrate(scorer, clip, calibration, arguments.max_false_alarm)
+        return "--calibrate", n_failures
+    if arguments.threshold is not None:
+        last.offset_ = arguments.threshold
+        return "--threshold", 0
+    if arguments.contamination is not None:
+        last.set_params(contamination=arguments.contamination)
+        if len(features):
+            last._set_offset(features)
+        return "--contamination", 0
+    return "none" if is_uncalibrated(last) else "--load", 0
 
 
 def _calibrate(
@@ -268,12 +337,20 @@ def _calibrate(
         readable = np.isfinite(embeddings).all(axis=1)
         if len(np.unique(labels[readable])) < len(folders):
             raise ValueError("--calibrate: a folder has no image that can be read")
+        share = 0.05 if max_false_alarm is None else max_false_alarm
         calibrate_threshold(
             scorer,
             embeddings[readable],
             labels[readable] if len(folders) == 2 else None,
             strategy=None if max_false_alarm is None else "max_false_alarm",
-            max_false_alarm=0.05 if max_false_alarm is None else max_false_alarm,
+            max_false_alarm=share,
+        )
+    n_good = int((labels[readable] == 1).sum())
+    bounded = max_false_alarm is not None or len(folders) == 1
+    if bounded and 0 < share * n_good < 1:
+        _say(
+            f"{share:g} of {n_good} good photos is less than one: the threshold is set "
+            "so that none of them is called anomalous; more good photos make it finer"
         )
     return len(failures)
 
@@ -296,19 +373,10 @@ def make_rows(
     readable = np.flatnonzero(np.isfinite(margins)).tolist()
     order = sorted(readable, key=lambda i: (margins[i], paths[i]))
     for rank, i in enumerate(order, start=1):
-        margin = float(margins[i])
-        values = (
-            paths[i],
-            rank,
-            float(expit(-margin)),
-            margin,
-            threshold,
-            "normal" if margin >= threshold else "anomalous",
-            "",
-        )
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
+        row = score_row(paths[i], float(margins[i]), threshold)
+        rows.append({"path": None, "rank": rank} | row)
     for i, reason in sorted((errors or {}).items()):
-        rows.append(dict.fromkeys(COLUMNS) | {"path": paths[i], "error": reason})
+        rows.append({"path": None, "rank": None} | error_row(paths[i], reason))
     return rows
 
 
@@ -377,16 +445,8 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     )
     writer.writeheader()
     for row in rows:
-        writer.writerow(row | {"path": _no_formula(row["path"])})
+        writer.writerow(row | {"path": no_formula(row["path"])})
     return buffer.getvalue()
-
-
-def _no_formula(text: str) -> str:
-    """Put an apostrophe before what a spreadsheet would run as a formula.
-
-    Also before an apostrophe, so that taking one away always gives the text back.
-    """
-    return f"'{text}" if text.startswith(tuple("=+-@'\t\r\n")) else text
 
 
 def _settings(
@@ -411,7 +471,10 @@ def _settings(
 
 
 def _report(
-    rows: list[dict[str, Any]], arguments: argparse.Namespace, threshold: str
+    rows: list[dict[str, Any]],
+    arguments: argparse.Namespace,
+    threshold: str,
+    offset: float,
 ) -> None:
     scored = [row for row in rows if row["rank"] is not None]
     anomalous = sum(row["verdict"] == "anomalous" for row in scored)
@@ -421,16 +484,30 @@ def _report(
             print(f"... and {len(scored) - _SHOWN} more; write all with --out FILE.csv")
         else:
             print("Write this to a file with --out FILE.csv")
+    n_unreadable = len(rows) - len(scored)
+    counts = (len(scored), anomalous, n_unreadable)
+    _say_result(arguments, threshold, offset, *counts)
+
+
+def _say_result(
+    arguments: argparse.Namespace,
+    threshold: str,
+    offset: float,
+    n_scored: int,
+    n_anomalous: int,
+    n_unreadable: int,
+) -> None:
     print(
-        f"{len(scored)} scored, {anomalous} called anomalous, "
-        f"{len(rows) - len(scored)} unreadable"
+        f"{n_scored} scored, {n_anomalous} called anomalous, {n_unreadable} unreadable"
     )
+    if threshold != "none":
+        print(f"threshold {offset:.4g} ({threshold})")
     written = (arguments.out, arguments.report, arguments.save, arguments.maps)
     for path in written:
         if path is not None:
             print(f"wrote {printable(path)}")
     if threshold == "none":
-        one_sided = len(scored) >= 20 and anomalous in (0, len(scored))
+        one_sided = n_scored >= 20 and n_anomalous in (0, n_scored)
         _say(
             "verdicts are uncalibrated"
             + (", and all the same" if one_sided else "")

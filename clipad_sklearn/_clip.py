@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from tqdm.auto import tqdm
 
+from . import _fork  # noqa: F401  (processes forked later)
 from ._embedding_cache import EmbeddingCache, open_cache
 from ._errors import WeightsNotFound
 from ._images import ImageReadError, check_images, image_name, open_image, read_bytes
@@ -27,6 +28,16 @@ TINY = str(Path(__file__).parent / "tiny")
 
 _models: dict[tuple[Any, ...], LoadedModel] = {}
 _models_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    # Another thread of the parent may have held it.
+    global _models_lock
+    _models_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class OpenCLIP(BaseEstimator):
@@ -87,6 +98,10 @@ class OpenCLIP(BaseEstimator):
     In causal text towers no token sees what follows it. So prompts run without their
     padding, sorted by length, and tokens with which many of them begin run once: exact,
     and several times faster than each prompt padded to the full context.
+
+    Threads may share encoders and detectors. So may processes, however they are
+    started; one that is forked from a process that has used torch computes with one
+    thread. CUDA does not survive a fork: there, start processes with ``"spawn"``.
 
     Examples
     --------

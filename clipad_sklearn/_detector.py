@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,21 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import metrics
 from ._clip import check_clip
+
+
+def all_or_nothing(fit: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave the estimator as it was where `fit` fails or is interrupted."""
+
+    @functools.wraps(fit)
+    def guarded(self: Any, *args: Any, **params: Any) -> Any:
+        before = dict(vars(self))
+        try:
+            return fit(self, *args, **params)
+        except BaseException:
+            self.__dict__ = before
+            raise
+
+    return guarded
 
 
 class BaseDetector(OutlierMixin, BaseEstimator):
@@ -96,8 +113,8 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
         Returns
         -------
-        margins : ndarray of shape (n_samples,), dtype float64
-            log p(normal) - log p(anomalous), unsaturated.
+        ndarray of shape (n_samples,), dtype float64
+            The margins log p(normal) - log p(anomalous), unsaturated.
         """
         return self._checked_margins(X)
 
@@ -111,7 +128,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
         Returns
         -------
-        decision : ndarray of shape (n_samples,), dtype float64
+        ndarray of shape (n_samples,), dtype float64
             ``score_samples(X) - offset_``; not negative for normal samples.
         """
         return self._checked_margins(X) - self.offset_
@@ -126,7 +143,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
         Returns
         -------
-        verdicts : ndarray of shape (n_samples,), dtype int
+        ndarray of shape (n_samples,), dtype int
             +1 for normal, -1 for anomalous.
 
         Warns
@@ -147,7 +164,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
         Returns
         -------
-        probabilities : ndarray of shape (n_samples, 2), dtype float64
+        ndarray of shape (n_samples, 2), dtype float64
             Columns in the order of `classes_`: anomalous, normal. The logistic
             function of the margin, which does not move with `offset_`: once a
             threshold is set, one half is not the boundary of the verdicts.
@@ -166,7 +183,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
         Returns
         -------
-        auroc : float
+        float
             In [0, 1].
         """
         return metrics.auroc(y, -self.score_samples(X))
@@ -187,8 +204,8 @@ class ClassNameDetector(BaseDetector):
 
         Returns
         -------
-        margins : ndarray of shape (n_samples,), dtype float64
-            log p(normal) - log p(anomalous), unsaturated.
+        ndarray of shape (n_samples,), dtype float64
+            The margins log p(normal) - log p(anomalous), unsaturated.
         """
         return self._checked_margins(X, class_name=class_name)
 
@@ -204,7 +221,7 @@ class ClassNameDetector(BaseDetector):
 
         Returns
         -------
-        decision : ndarray of shape (n_samples,), dtype float64
+        ndarray of shape (n_samples,), dtype float64
             ``score_samples(X) - offset_``; not negative for normal samples.
         """
         return self._checked_margins(X, class_name=class_name) - self.offset_
@@ -221,7 +238,7 @@ class ClassNameDetector(BaseDetector):
 
         Returns
         -------
-        verdicts : ndarray of shape (n_samples,), dtype int
+        ndarray of shape (n_samples,), dtype int
             +1 for normal, -1 for anomalous.
 
         Warns
@@ -245,7 +262,7 @@ class ClassNameDetector(BaseDetector):
 
         Returns
         -------
-        probabilities : ndarray of shape (n_samples, 2), dtype float64
+        ndarray of shape (n_samples, 2), dtype float64
             Columns in the order of `classes_`: anomalous, normal. The logistic
             function of the margin, which does not move with `offset_`.
         """
@@ -265,7 +282,7 @@ class ClassNameDetector(BaseDetector):
 
         Returns
         -------
-        auroc : float
+        float
             In [0, 1].
         """
         return metrics.auroc(y, -self.score_samples(X, class_name=class_name))
@@ -299,11 +316,12 @@ class EmbeddingMixin:
 def names_of_images(class_name: Any, n_images: int | None) -> list[str]:
     """Check class names that are given per image."""
     names = list(class_name)
-    wrong = next((name for name in names if not isinstance(name, str)), None)
-    if wrong is not None:
-        raise TypeError(
-            f"class_name: expected a string or one string per image, found {wrong!r}."
-        )
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(
+                "class_name: expected a string or one string per image, found "
+                f"{name!r}."
+            )
     if n_images is None:
         raise ValueError("class_name was given per image, but X is None.")
     if len(names) != n_images:

@@ -84,7 +84,7 @@ class ScoreDisplay:
 
         Returns
         -------
-        display : ScoreDisplay
+        ScoreDisplay
             The display.
         """
         if not hasattr(estimator, "score_samples"):
@@ -122,7 +122,7 @@ class ScoreDisplay:
 
         Returns
         -------
-        display : ScoreDisplay
+        ScoreDisplay
             The display.
 
         Raises
@@ -160,7 +160,7 @@ class ScoreDisplay:
 
         Returns
         -------
-        self : ScoreDisplay
+        ScoreDisplay
             The display.
         """
         self.ax_, self.figure_ = _axes(ax)
@@ -269,7 +269,7 @@ class SearchDisplay:
 
         Returns
         -------
-        display : SearchDisplay
+        SearchDisplay
             The display.
         """
         if not hasattr(search, "cv_results_"):
@@ -306,7 +306,7 @@ class SearchDisplay:
 
         Returns
         -------
-        display : SearchDisplay
+        SearchDisplay
             The display.
 
         Raises
@@ -369,7 +369,7 @@ class SearchDisplay:
 
         Returns
         -------
-        self : SearchDisplay
+        SearchDisplay
             The display.
         """
         self.ax_, self.figure_ = _axes(ax)
@@ -490,7 +490,7 @@ class PromptDisplay:
 
         Returns
         -------
-        display : PromptDisplay
+        PromptDisplay
             The display.
         """
         if isinstance(prompts, (str, PromptSet)):
@@ -530,7 +530,7 @@ class PromptDisplay:
 
         Returns
         -------
-        display : PromptDisplay
+        PromptDisplay
             The display.
 
         Raises
@@ -583,7 +583,7 @@ class PromptDisplay:
 
         Returns
         -------
-        self : PromptDisplay
+        PromptDisplay
             The display.
         """
         self.ax_, self.figure_ = _axes(ax)

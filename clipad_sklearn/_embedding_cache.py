@@ -285,7 +285,7 @@ class FolderCache:
 
         Returns
         -------
-        counts : dict
+        dict
             ``"entries"`` checked and how many of them were ``"damaged"``.
 
         Raises

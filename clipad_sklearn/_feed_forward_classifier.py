@@ -15,6 +15,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from . import _fork  # noqa: F401  (processes forked later)
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
@@ -192,7 +194,7 @@ class FeedForwardClassifier(ClassifierMixin, BaseEstimator):
 
         Returns
         -------
-        self : FeedForwardClassifier
+        FeedForwardClassifier
             The fitted classifier.
 
         Raises
@@ -316,7 +318,7 @@ class FeedForwardClassifier(ClassifierMixin, BaseEstimator):
 
         Returns
         -------
-        decision : ndarray of shape (n_samples,) or (n_samples, n_classes)
+        ndarray of shape (n_samples,) or (n_samples, n_classes)
             For two classes the logit of ``classes_[1]``, positive where that class is
             predicted; else one logit per class, the largest for the predicted class.
         """
@@ -343,7 +345,7 @@ class FeedForwardClassifier(ClassifierMixin, BaseEstimator):
 
         Returns
         -------
-        probabilities : ndarray of shape (n_samples, n_classes)
+        ndarray of shape (n_samples, n_classes)
             In the order of `classes_`.
         """
         decision = self.decision_function(X)
@@ -361,7 +363,7 @@ class FeedForwardClassifier(ClassifierMixin, BaseEstimator):
 
         Returns
         -------
-        labels : ndarray of shape (n_samples,)
+        ndarray of shape (n_samples,)
             The predicted class of each sample.
         """
         decision = self.decision_function(X)

@@ -12,7 +12,7 @@ from sklearn.base import clone
 from sklearn.utils import Bunch, Tags, get_tags
 from sklearn.utils.metaestimators import _BaseComposition
 
-from ._detector import ClassNameDetector
+from ._detector import ClassNameDetector, all_or_nothing
 
 _METHODS = ("mean", "max", "harmonic", "logit_mean")
 
@@ -109,7 +109,7 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
 
         Returns
         -------
-        params : dict
+        dict
             Values by name.
         """
         return self._get_params("detectors", deep=deep)
@@ -124,12 +124,13 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
 
         Returns
         -------
-        self : FusionDetector
+        FusionDetector
             The detector.
         """
         self._set_params("detectors", **params)
         return self
 
+    @all_or_nothing
     def fit(self, X: Any = None, y: Any = None, class_name: Any = None) -> Any:
         """Fit the members.
 
@@ -144,7 +145,7 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
 
         Returns
         -------
-        self : FusionDetector
+        FusionDetector
             The fitted detector.
         """
         self._check_contamination(X)
@@ -156,8 +157,6 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
             clone(detector).fit(X, **_class_name_for(detector.fit, class_name))
             for _, detector in self.detectors
         ]
-        names = [name for name, _ in self.detectors]
-        self.named_detectors_ = Bunch(**dict(zip(names, self.detectors_, strict=True)))
         if hasattr(self.detectors_[0], "feature_names_in_"):
             self.feature_names_in_ = self.detectors_[0].feature_names_in_
         self._set_offset(X, class_name=class_name)
@@ -219,6 +218,17 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
         return logsumexp(log_weights + log_expit(margins), axis=0) - logsumexp(
             log_weights + log_expit(-margins), axis=0
         )
+
+    # Not stored, because skops does not trust a Bunch by itself.
+    @property
+    def named_detectors_(self) -> Bunch:
+        """The fitted members by name."""
+        if not hasattr(self, "detectors_"):
+            raise AttributeError(
+                f"{type(self).__name__} has no attribute 'named_detectors_' before fit."
+            )
+        names = [name for name, _ in self.detectors]
+        return Bunch(**dict(zip(names, self.detectors_, strict=True)))
 
     @property
     def n_features_in_(self) -> int:

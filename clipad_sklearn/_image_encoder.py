@@ -81,7 +81,7 @@ class CLIPImageEncoder(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        self : CLIPImageEncoder
+        CLIPImageEncoder
             The encoder.
         """
         return self
@@ -96,7 +96,7 @@ class CLIPImageEncoder(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        embeddings : ndarray of shape (n_images, n_features), dtype float32
+        ndarray of shape (n_images, n_features), dtype float32
             L2-normalised rows.
 
         Raises
@@ -122,7 +122,7 @@ class CLIPImageEncoder(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        embeddings : ndarray of shape (n_images, n_features), dtype float32
+        ndarray of shape (n_images, n_features), dtype float32
             L2-normalised rows.
         """
         return self.fit(X).transform(X)
@@ -137,7 +137,7 @@ class CLIPImageEncoder(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        names : ndarray of str
+        ndarray of str
             ``clip000``, ``clip001``, ...
 
         Raises

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +87,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
 
     Returns
     -------
-    paths : list of str
+    list of str
         Paths that begin with `folder` as given.
 
     Raises
@@ -186,6 +188,20 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     return content
 
 
+# Pillow reads the file of an opened image at first use, which two threads must not do
+# at once. One of these locks for each image, so that others are read meanwhile.
+_load_locks = [threading.Lock() for _ in range(64)]
+
+
+def _after_fork() -> None:
+    # Other threads of the parent may have held some.
+    _load_locks[:] = [threading.Lock() for _ in _load_locks]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def open_image(image: Any) -> Image.Image:
     """Convert one image of any accepted kind to an upright RGB `PIL.Image`.
 
@@ -198,6 +214,7 @@ def open_image(image: Any) -> Image.Image:
         image = read_bytes(image)
     if isinstance(image, np.ndarray):
         return _image_from_array(image)
+    lock: Any = contextlib.nullcontext()
     try:
         if isinstance(image, bytes):
             image = Image.open(io.BytesIO(image))
@@ -205,18 +222,24 @@ def open_image(image: Any) -> Image.Image:
             raise ValueError(
                 f"{_name(image)} is not an image: pass a path, a PIL image or an array"
             )
-        image.load()
-        if min(image.size) == 0:
-            raise ValueError("the image has no pixels")
-        return _to_rgb(ImageOps.exif_transpose(image))
+        else:
+            lock = _load_locks[id(image) // 64 % len(_load_locks)]
+        with lock:
+            image.load()
+            if min(image.size) == 0:
+                raise ValueError("the image has no pixels")
+            image = ImageOps.exif_transpose(image)
+        return _to_rgb(image)
     except Image.UnidentifiedImageError:
         raise ValueError("not an image, or of an unknown format") from None
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"too large: {error}. If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
-    except (OSError, SyntaxError, EOFError, IndexError, KeyError, OverflowError) as e:
-        # Decoders raise all of these on truncated or damaged files.
+    except (ValueError, MemoryError):
+        raise
+    except Exception as e:
+        # Decoders raise all kinds of errors on truncated or damaged files.
         raise ValueError(f"truncated or corrupt ({str(e) or type(e).__name__})") from e
 
 

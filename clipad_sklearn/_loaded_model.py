@@ -34,6 +34,8 @@ _CONFIG = "open_clip_config.json"
 
 def resolve_device(device: str) -> str:
     """Return the torch device that `device` stands for."""
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"device={device!r}: expected a string such as 'cpu'.")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -300,16 +302,16 @@ def _check_folder(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         text = config["model_cfg"]["text_cfg"]
+        bpe_path = (text.get("tokenizer_kwargs") or {}).get("bpe_path")
+        # open_clip would look for a relative path in the working directory.
+        return {"bpe_path": str(folder / bpe_path)} if bpe_path else {}
     except FileNotFoundError:
         raise _not_found(str(folder), str(folder), f"no {_CONFIG} there") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{folder / _CONFIG} is not a valid open_clip config ({error!r}): it needs "
             "model_cfg with vision_cfg and text_cfg."
         ) from error
-    bpe_path = (text.get("tokenizer_kwargs") or {}).get("bpe_path")
-    # open_clip would look for a relative path in the working directory.
-    return {"bpe_path": str(folder / bpe_path)} if bpe_path else {}
 
 
 def _check_name(model_name: str, pretrained: str | None) -> None:

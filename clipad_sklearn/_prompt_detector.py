@@ -12,7 +12,12 @@ from sklearn.preprocessing import normalize
 
 from ._aggregation import aggregate
 from ._clip import OpenCLIP
-from ._detector import ClassNameDetector, EmbeddingMixin, names_of_images
+from ._detector import (
+    ClassNameDetector,
+    EmbeddingMixin,
+    all_or_nothing,
+    names_of_images,
+)
 from ._prompts import PromptSet, check_prompts
 
 
@@ -119,6 +124,7 @@ class PromptDetector(EmbeddingMixin, ClassNameDetector):
         self.temperature = temperature
         self.contamination = contamination
 
+    @all_or_nothing
     def fit(self, X: Any = None, y: Any = None, class_name: Any = None) -> Any:
         """Encode the prompts.
 
@@ -135,7 +141,7 @@ class PromptDetector(EmbeddingMixin, ClassNameDetector):
 
         Returns
         -------
-        self : PromptDetector
+        PromptDetector
             The fitted detector.
         """
         self._check_contamination(X)

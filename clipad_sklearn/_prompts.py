@@ -155,9 +155,11 @@ class PromptSet:
 
         Returns
         -------
-        normal, anomalous : list of str
-            One prompt for each pair of state and template, state by state: the
+        normal : list of str
+            One prompt for each pair of normal state and template, state by state: the
             first state in every template, then the second state, and so on.
+        anomalous : list of str
+            The same for the anomalous states.
         """
         class_name = _check_class_name(class_name)
         normal, anomalous = (
@@ -303,8 +305,11 @@ def random_word_prompts(
 
     Returns
     -------
-    normal, anomalous : list of str
-        `n_pairs` prompts each; ``normal[i]`` and ``anomalous[i]`` are a pair.
+    normal : list of str
+        `n_pairs` prompts that say normal.
+    anomalous : list of str
+        `n_pairs` prompts that say anomalous; ``normal[i]`` and ``anomalous[i]`` are a
+        pair.
 
     Raises
     ------

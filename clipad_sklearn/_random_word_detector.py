@@ -11,7 +11,7 @@ from sklearn.base import clone
 from sklearn.utils import check_random_state
 
 from ._clip import OpenCLIP
-from ._detector import BaseDetector, EmbeddingMixin
+from ._detector import BaseDetector, EmbeddingMixin, all_or_nothing
 from ._feed_forward_classifier import FeedForwardClassifier
 from ._prompts import (
     DEFAULT_ANOMALOUS_STATES,
@@ -156,6 +156,7 @@ class RandomWordDetector(EmbeddingMixin, BaseDetector):
         self.contamination = contamination
         self.random_state = random_state
 
+    @all_or_nothing
     def fit(self, X: Any = None, y: Any = None) -> RandomWordDetector:
         """Learn from random words.
 
@@ -170,7 +171,7 @@ class RandomWordDetector(EmbeddingMixin, BaseDetector):
 
         Returns
         -------
-        self : RandomWordDetector
+        RandomWordDetector
             The fitted detector.
         """
         self._check_contamination(X)

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from ._clip import OpenCLIP, check_clip
+from ._detector import all_or_nothing
 from ._map_detector import MapDetector, upsampled
 from ._prompt_detector import PromptDetector
 from ._prompts import PromptSet
@@ -171,6 +172,7 @@ class SDPDetector(MapDetector):
         self.contamination = contamination
         self.pixel_contamination = pixel_contamination
 
+    @all_or_nothing
     def fit(self, X: Any = None, y: Any = None, class_name: Any = None) -> Any:
         """Encode the prompts.
 
@@ -187,7 +189,7 @@ class SDPDetector(MapDetector):
 
         Returns
         -------
-        self : SDPDetector
+        SDPDetector
             The fitted detector.
         """
         self._check_parameters(X)

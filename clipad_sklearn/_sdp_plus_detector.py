@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 from ._clip import OpenCLIP, check_clip
-from ._detector import names_of_images
+from ._detector import all_or_nothing, names_of_images
 from ._images import ImageReadError, check_images, image_name, open_image
 from ._map_detector import interpolation, upsampled
 from ._prompts import PromptSet
@@ -213,6 +214,7 @@ class SDPPlusDetector(SDPDetector):
         self.warm_start = warm_start
         self.random_state = random_state
 
+    @all_or_nothing
     def fit(self, X: Any = None, masks: Any = None, class_name: Any = None) -> Any:
         """Train the layers on images with masks.
 
@@ -230,7 +232,7 @@ class SDPPlusDetector(SDPDetector):
 
         Returns
         -------
-        self : SDPPlusDetector
+        SDPPlusDetector
             The fitted detector.
         """
         self._check_parameters(X)
@@ -386,7 +388,7 @@ class SDPPlusDetector(SDPDetector):
         Parameters
         ----------
         path : str or PathLike
-            The file; it is overwritten.
+            The file; it is replaced once the new one is complete.
         """
         from safetensors.numpy import save_file
 
@@ -397,8 +399,16 @@ class SDPPlusDetector(SDPDetector):
             "alias_compat": str(bool(self.alias_compat)),
         }
         arrays = {"coefs": self.coefs_, "intercepts": self.intercepts_}
-        save_file(arrays, os.fspath(path), metadata=settings)
+        target = os.path.realpath(path)
+        temporary = f"{target}.{os.getpid()}.tmp"
+        try:
+            save_file(arrays, temporary, metadata=settings)
+            os.replace(temporary, target)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
 
+    @all_or_nothing
     def load_layers(self, path: str | os.PathLike[str]) -> SDPPlusDetector:
         """Load layers that `save_layers` saved, in place of `fit`.
 
@@ -413,7 +423,7 @@ class SDPPlusDetector(SDPDetector):
 
         Returns
         -------
-        self : SDPPlusDetector
+        SDPPlusDetector
             The fitted detector.
 
         Raises
@@ -450,6 +460,12 @@ class SDPPlusDetector(SDPDetector):
                     f"this detector has {name}={here}."
                 )
         self._check_layers(coefs, intercepts, f"The layers in {path!r}")
+        for array in (coefs, intercepts):
+            if array.dtype != np.float32 or not np.isfinite(array).all():
+                raise ValueError(
+                    f"The layers in {path!r} are not all finite numbers of 32 bits: "
+                    "the file is damaged."
+                )
         self._fit_prompts(None)
         self.coefs_, self.intercepts_ = coefs, intercepts
         self.classes_ = np.array([-1, 1])

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.base import clone
 
 from ._clip import OpenCLIP, check_clip
+from ._detector import all_or_nothing
 from ._fusion_detector import _class_name_for
 from ._map_detector import MapDetector, upsampled
 from ._prompt_detector import PromptDetector
@@ -129,6 +130,7 @@ class WinCLIPDetector(MapDetector):
         self.contamination = contamination
         self.pixel_contamination = pixel_contamination
 
+    @all_or_nothing
     def fit(self, X: Any = None, y: Any = None, class_name: Any = None) -> Any:
         """Fit the scorer.
 
@@ -144,7 +146,7 @@ class WinCLIPDetector(MapDetector):
 
         Returns
         -------
-        self : WinCLIPDetector
+        WinCLIPDetector
             The fitted detector.
         """
         self._check_contamination(X)

@@ -48,7 +48,7 @@ def to_outlier_labels(y: ArrayLike) -> np.ndarray:
 
     Returns
     -------
-    is_anomalous : ndarray of bool of shape (n_samples,)
+    ndarray of bool of shape (n_samples,)
         True for anomalous samples.
 
     Raises
@@ -114,7 +114,7 @@ def auroc(y_true: Labels, anomaly_scores: Scores) -> float:
 
     Returns
     -------
-    auroc : float
+    float
         In [0, 1]; 0.5 for uninformative scores.
 
     Raises
@@ -144,7 +144,7 @@ def aupr(y_true: Labels, anomaly_scores: Scores) -> float:
 
     Returns
     -------
-    aupr : float
+    float
         In [0, 1]. Uninformative scores give about the share of anomalies.
 
     Raises
@@ -179,7 +179,7 @@ def f1_max(y_true: Labels, anomaly_scores: Scores) -> float:
 
     Returns
     -------
-    f1_max : float
+    float
         In (0, 1]. Flagging everything already gives ``2 a / (1 + a)`` where `a` is
         the share of anomalies.
 
@@ -231,7 +231,7 @@ def pro(
 
     Returns
     -------
-    pro : float
+    float
         In [0, 1]; ``max_fpr / 2`` for uninformative maps.
 
     Raises
@@ -473,7 +473,7 @@ def get_scorer(metric: str) -> Callable[[Any, Any, ArrayLike], float]:
 
     Returns
     -------
-    scorer : callable
+    callable
         ``scorer(estimator, X, y)`` takes ``estimator.score_samples(X)``, where
         higher means more normal, turns its sign, and returns the metric. Labels of
         both conventions are right. Metrics of pixels take

@@ -70,7 +70,22 @@ class ZeroShotSplit:
         yield np.arange(n_samples), np.arange(n_samples)
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
-        """Return the number of splits, 1. All parameters are ignored."""
+        """Return the number of splits, 1.
+
+        Parameters
+        ----------
+        X : object, default=None
+            Ignored.
+        y : object, default=None
+            Ignored.
+        groups : object, default=None
+            Ignored.
+
+        Returns
+        -------
+        int
+            Always 1.
+        """
         return 1
 
     def __repr__(self) -> str:

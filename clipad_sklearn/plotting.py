@@ -109,7 +109,7 @@ class AnomalyMapDisplay:
 
         Returns
         -------
-        display : AnomalyMapDisplay
+        AnomalyMapDisplay
             The display.
         """
         if not hasattr(estimator, "anomaly_maps"):
@@ -153,7 +153,7 @@ class AnomalyMapDisplay:
 
         Returns
         -------
-        display : AnomalyMapDisplay
+        AnomalyMapDisplay
             The display.
 
         Raises
@@ -208,7 +208,7 @@ class AnomalyMapDisplay:
 
         Returns
         -------
-        self : AnomalyMapDisplay
+        AnomalyMapDisplay
             The display.
         """
         try:

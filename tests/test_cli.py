@@ -221,14 +221,21 @@ def test_contamination(folder: Path, tmp_path: Path) -> None:
     assert verdicts(report) == ["anomalous"] * 6 + ["normal"] * 18
 
 
-def test_calibrate_on_good_images(folder: Path, tmp_path: Path) -> None:
+def test_calibrate_on_good_images(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     good = str(folder / "good")
     arguments = [good, *TINY, "--calibrate", good, "--max-false-alarm", "0.25"]
     report = score(tmp_path, *arguments)
     assert verdicts(report) == ["anomalous"] * 3 + ["normal"] * 9
+    shown = capsys.readouterr()
+    threshold = report["scores"][0]["threshold"]
+    assert f"threshold {threshold:.4g} (--calibrate)" in shown.out
+    assert "less than one" not in shown.err
     # At the default of 0.05 none of twelve may be called anomalous.
     report = score(tmp_path, good, *TINY, "--calibrate", good)
     assert set(verdicts(report)) == {"normal"}
+    assert "0.05 of 12 good photos is less than one" in capsys.readouterr().err
 
 
 def test_calibrate_on_good_and_bad_images(

@@ -185,7 +185,7 @@ def make_defect_images(
 
     Returns
     -------
-    data : Bunch
+    Bunch
         With the attributes
 
         images : list of ndarray of shape (size, size, 3), dtype uint8

@@ -53,7 +53,7 @@ def load_mvtec_ad(
 
     Returns
     -------
-    data : Bunch
+    Bunch
         With the attributes
 
         images : list of str
@@ -128,7 +128,7 @@ def load_visa(
 
     Returns
     -------
-    data : Bunch
+    Bunch
         As of `load_mvtec_ad`. The defect is "anomaly" or "bad": the split does not
         tell its kind.
 
@@ -203,7 +203,7 @@ def load_sewer_ml(
 
     Returns
     -------
-    data : Bunch
+    Bunch
         As of `load_mvtec_ad`. An image with a defect is anomalous; `defect` is the
         codes of its defects joined by ``"+"``. `masks` is None, as there are none, and
         `category` is "sewer pipe".
@@ -315,7 +315,7 @@ def load_image_folder(
 
     Returns
     -------
-    data : Bunch
+    Bunch
         As of `load_mvtec_ad`; `masks` is None without a `mask_folder`. The category is
         the name of `root`.
 

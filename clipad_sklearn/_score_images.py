@@ -1,0 +1,629 @@
+"""`score_images`: more images than one machine scores, on Dask, safe when killed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import numbers
+import os
+import pickle
+import socket
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import joblib
+import numpy as np
+from scipy.special import expit
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import Pipeline
+from sklearn.utils import Bunch
+
+from . import __version__
+from ._clip import check_clip
+from ._detector import BaseDetector
+from ._image_encoder import CLIPImageEncoder
+from ._images import check_images
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+SCORE_COLUMNS = ("path", "p_anomaly", "margin", "threshold", "verdict", "error")
+
+_MANIFEST = "_manifest.json"
+# Readers of data sets pass over names that begin with a dot or an underscore.
+_TEMPORARY = ".clipad-"
+# How often Dask runs a partition again that raised an error, elsewhere if it can.
+_RETRIES = 2
+# Partitions sent ahead for each thread, so that none waits and the scheduler need not
+# hold the whole list of images.
+_AHEAD = 4
+
+
+def score_images(
+    detector: Pipeline,
+    images: Sequence[str | os.PathLike[str]],
+    *,
+    out: str | os.PathLike[str],
+    client: Client | None = None,
+    partition_size: int = 1000,
+) -> Bunch:
+    """Score any number of images into a folder of Parquet files, and resume there.
+
+    The list of images is cut into partitions. Each is scored by one thread of one Dask
+    worker, which writes one file, complete or not at all. Called again with the same
+    arguments, after whatever ended it, the function runs what is not finished.
+
+    Parameters
+    ----------
+    detector : Pipeline
+        Fitted; begins with a :class:`CLIPImageEncoder` and ends in a detector on
+        embeddings.
+    images : sequence of path
+        The images, see :func:`list_images`. Workers read them, from the same paths;
+        relative ones start at the working directory of the caller.
+    out : str or PathLike
+        Folder for the files: new, empty, or of an earlier call with the same
+        detector, images and `partition_size`. All workers must be able to write
+        there.
+    client : dask.distributed.Client or None, default=None
+        The cluster to run on. None: this process, one partition after another, for
+        which Dask need not be installed.
+    partition_size : int, default=1000
+        Number of images of a partition: at most so many per thread are lost when a
+        worker is. A few minutes of work each are a good size.
+
+    Returns
+    -------
+    Bunch
+        ``folder``, where the files are; the numbers ``n_images``, ``n_anomalous`` (by
+        verdict), ``n_unreadable`` and ``n_partitions``; and ``n_partitions_run``, how
+        many of these were run now.
+
+    Raises
+    ------
+    TypeError
+        If `detector`, `images` or `client` is of another kind, or if `detector`
+        cannot be pickled.
+    ValueError
+        If `images` is empty or a lone path, if `partition_size` is less than 1, if
+        `out` holds anything else, or if workers have different weights.
+    NotFittedError
+        If `detector` is not fitted.
+    OSError
+        If the weights cannot be had, or a worker cannot write to `out`.
+    ImportError
+        If pyarrow is not installed.
+    RuntimeError
+        If workers died of some partitions again and again; all others are finished.
+
+    Warns
+    -----
+    UserWarning
+        If 20 or more images all get the same verdict from a threshold that was never
+        set from data, or if the cluster has no worker yet.
+
+    See Also
+    --------
+    calibrate_threshold : Set the threshold of a detector, before.
+
+    Notes
+    -----
+    The data set has the columns of ``clipad score`` except the rank, which no part
+    knows: ``path``, ``p_anomaly``, ``margin``, ``threshold``, ``verdict`` and
+    ``error``. An image that cannot be read is a row with the reason as its ``error``,
+    which is empty otherwise, and no numbers. Rows in the order of the files' names
+    are in the order of `images`. What is not valid Unicode in a path becomes a
+    backslash escape.
+
+    What a folder belongs to is kept in ``_manifest.json``: hashes of the fitted
+    detector, of the weights and of the list of images. A partition counts as finished
+    if its file belongs to this manifest, and none of its images has got another size
+    or time of change since.
+
+    Weights are loaded once in a worker process and shared by its threads, and so is
+    the detector, which is sent once to each worker. A partition whose worker dies
+    runs again on another, up to the limit that Dask's setting
+    ``distributed.scheduler.allowed-failures`` sets.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import pandas as pd
+    >>> from PIL import Image
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from clipad_sklearn import CLIPImageEncoder, PromptDetector, score_images
+    >>> from clipad_sklearn.datasets import make_defect_images
+    >>> detector = make_pipeline(CLIPImageEncoder("tiny"), PromptDetector("tiny"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     paths = [os.path.join(folder, f"{i}.png") for i in range(6)]
+    ...     for path, pixels in zip(paths, make_defect_images(6).images):
+    ...         Image.fromarray(pixels).save(path)
+    ...     out = os.path.join(folder, "scores")
+    ...     done = score_images(detector.fit(None), paths, out=out, partition_size=4)
+    ...     sorted(os.listdir(out)), pd.read_parquet(out).shape
+    (['_manifest.json', 'part-00000000.parquet', 'part-00000001.parquet'], (6, 6))
+    >>> done.n_images, done.n_partitions_run
+    (6, 2)
+    """
+    check_detector(detector)
+    paths = _check_paths(images)
+    integer = isinstance(partition_size, numbers.Integral)
+    if not integer or isinstance(partition_size, bool) or partition_size < 1:
+        raise ValueError(
+            f"partition_size={partition_size!r}: expected an integer >= 1."
+        )
+    _check_packages(client)
+    folder = os.path.abspath(os.fspath(out))
+    starts = range(0, len(paths), int(partition_size))
+    directory = os.getcwd()
+    manifest = {
+        "version": __version__,
+        "detector": _hash_of(detector),
+        "settings": repr(detector),
+        "images": _digest(os.path.join(directory, path) for path in paths),
+        "n_images": len(paths),
+        "partition_size": int(partition_size),
+        "n_partitions": len(starts),
+    }
+    _check_folder(folder, manifest)
+    run = _Here(detector) if client is None else _OnDask(client, detector)
+    manifest["weights"] = run.weights()
+    job = _claim(folder, manifest, directory)
+
+    n_anomalous = n_unreadable = n_run = 0
+    parts = ((i, paths[s : s + int(partition_size)]) for i, s in enumerate(starts))
+    for done in run.partitions(job, parts):
+        n_anomalous += done.n_anomalous
+        n_unreadable += done.n_unreadable
+        n_run += done.is_new
+    _warn_if_one_sided(detector[-1], n_anomalous, len(paths) - n_unreadable)
+    return Bunch(
+        folder=folder,
+        n_images=len(paths),
+        n_anomalous=n_anomalous,
+        n_unreadable=n_unreadable,
+        n_partitions=len(starts),
+        n_partitions_run=n_run,
+    )
+
+
+# -- shared with ``clipad score`` ----------------------------------------------
+
+
+def check_detector(detector: Any) -> None:
+    """Check that it is a fitted Pipeline from images to scores."""
+    if (
+        not isinstance(detector, Pipeline)
+        or len(detector) < 2
+        or not isinstance(detector[0], CLIPImageEncoder)
+        or not isinstance(detector[-1], BaseDetector)
+    ):
+        raise TypeError(
+            "expected a Pipeline that begins with a CLIPImageEncoder and ends in a "
+            f"detector of clipad_sklearn, found {type(detector).__name__}"
+        )
+    if not hasattr(detector[-1], "offset_"):
+        raise NotFittedError("the detector is not fitted: call fit, fit(None) will do")
+
+
+def score_readable(
+    detector: Pipeline, images: Sequence[Any]
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str, str]]]:
+    """Score the images that can be read.
+
+    Returns the margins, NaN where an image could not be read; what the last step saw
+    of the others; and position, name and reason of the failures.
+    """
+    clip = check_clip(detector[0].clip)
+    embeddings, failures = clip._encode_images(images, "nan")
+    readable = np.isfinite(embeddings).all(axis=1)
+    margins = np.full(len(embeddings), np.nan)
+    features = embeddings[readable]
+    if len(features):
+        if len(detector) > 2:
+            features = detector[1:-1].transform(features)
+        margins[readable] = detector[-1].score_samples(features)
+    return margins, features, failures
+
+
+def score_row(path: str, margin: float, threshold: float) -> dict[str, Any]:
+    """Return the row of an image that was read."""
+    verdict = "normal" if margin >= threshold else "anomalous"
+    values = (path, float(expit(-margin)), margin, threshold, verdict, "")
+    return dict(zip(SCORE_COLUMNS, values, strict=True))
+
+
+def error_row(path: str, reason: str) -> dict[str, Any]:
+    """Return the row of an image that could not be read."""
+    return dict.fromkeys(SCORE_COLUMNS) | {"path": path, "error": reason}
+
+
+def is_uncalibrated(detector: BaseDetector) -> bool:
+    """Whether its threshold was never set from data."""
+    return detector.contamination == "auto" and detector.offset_ == 0
+
+
+# -- arguments -----------------------------------------------------------------
+
+
+def _check_paths(images: Any) -> list[str]:
+    images = check_images(images)
+    for index, image in enumerate(images):
+        if not isinstance(image, (str, os.PathLike)):
+            raise TypeError(
+                f"images[{index}] is a {type(image).__name__}: expected paths, which "
+                "the workers read. Write other images to files first."
+            )
+    return [os.fsdecode(image) for image in images]
+
+
+def _check_packages(client: Any) -> None:
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "score_images writes Parquet files with pyarrow, which is not installed: "
+            'python -m pip install "clipad-sklearn[dask]"'
+        ) from error
+    if client is None:
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        right = False
+    else:
+        right = isinstance(client, Client) and not client.asynchronous
+    if not right:
+        raise TypeError(
+            f"client={client!r}: expected a dask.distributed.Client that is not "
+            "asynchronous, such as Client('tcp://scheduler:8786'), or None."
+        )
+
+
+def _hash_of(detector: Pipeline) -> str:
+    try:
+        # Through a pickle and back, as a saved detector has been.
+        return str(joblib.hash(pickle.loads(pickle.dumps(detector)), "sha1"))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise TypeError(
+            f"the detector cannot be sent to workers ({error}): its parameters must "
+            "be of kinds that pickle takes, so functions of a module, not lambdas"
+        ) from error
+
+
+# -- which job a folder is of --------------------------------------------------
+
+# What has to be the same for a folder to be resumed.
+_COMPARED = ("version", "detector", "images", "partition_size", "weights")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all partitions have in common, beside the detector."""
+
+    folder: str
+    directory: str  # where relative paths start
+    weights: str
+    digest: str  # of the manifest
+
+
+def _check_folder(folder: str, manifest: dict[str, Any]) -> bool:
+    """Check that `folder` is free, or of this job; return whether it is claimed."""
+    try:
+        with open(os.path.join(folder, _MANIFEST), encoding="utf-8") as file:
+            found = json.load(file)
+        if not isinstance(found, dict):
+            raise ValueError
+    except FileNotFoundError:
+        if os.path.isdir(folder) and all(map(_is_temporary, os.listdir(folder))):
+            return False
+        if os.path.lexists(folder):
+            raise ValueError(
+                f"{folder} is not empty, and not of score_images; pass another `out`"
+            ) from None
+        return False
+    except NotADirectoryError:
+        raise ValueError(f"{folder} is a file; pass a folder as `out`") from None
+    except ValueError:
+        raise ValueError(
+            f"{folder}: {_MANIFEST} is damaged, so nobody can tell what the other "
+            "files are of; delete the folder, or pass another `out`"
+        ) from None
+    texts = _differences(found, manifest)
+    differences = [
+        texts[name]
+        for name in _COMPARED
+        if name in manifest and found.get(name) != manifest[name]
+    ]
+    if differences:
+        raise ValueError(
+            f"{folder} holds scores of something else: {'; '.join(differences)}. To "
+            "resume it, pass what it was begun with; else pass another `out`, or "
+            "delete the folder"
+        )
+    return True
+
+
+def _differences(found: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """What to say about each entry of the manifest, if it differs."""
+
+    def both(name: str) -> str:
+        return f"{found.get(name)} there, {now[name]} now"
+
+    detector = "another detector of the same settings (another fit or threshold)"
+    if found.get("settings") != now["settings"]:
+        detector = f"another detector ({both('settings')})"
+    images = "as many images, but other paths or in another order"
+    if found.get("n_images") != now["n_images"]:
+        images = f"another list of images ({both('n_images')})"
+    return {
+        "version": f"another version of clipad-sklearn ({both('version')})",
+        "detector": detector,
+        "images": images,
+        "partition_size": f"another partition_size ({both('partition_size')})",
+        "weights": "other weights of CLIP, or another version of torch or open_clip",
+    }
+
+
+def _claim(folder: str, manifest: dict[str, Any], directory: str) -> _Job:
+    """Make the folder that of this job."""
+    digest = _digest(f"{name}={manifest[name]}" for name in _COMPARED)
+    if not _check_folder(folder, manifest):
+        os.makedirs(folder, exist_ok=True)
+        content = json.dumps({**manifest, "job": digest}, indent=1) + "\n"
+        _write(os.path.join(folder, _MANIFEST), content.encode())
+    for name in filter(_is_temporary, os.listdir(folder)):  # of what was killed
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, name))
+    return _Job(folder, directory, manifest["weights"], digest)
+
+
+def _check_claimed(job: _Job) -> None:
+    """Check, on a worker, that the folder is there and still of this job.
+
+    A worker may outlive its client, whose folder may meanwhile be used for another.
+    """
+    path = os.path.join(job.folder, _MANIFEST)
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file).get("job")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is not there on {socket.gethostname()}: `out` has to be a folder "
+            "that the caller and all workers share, and stay there"
+        ) from None
+    if found != job.digest:
+        raise ValueError(f"{job.folder} was taken by another call of score_images")
+
+
+def _digest(lines: Any) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        # No path holds a zero byte.
+        digest.update(line.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(_TEMPORARY)
+
+
+# -- one partition -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What is told of a finished partition."""
+
+    n_anomalous: int
+    n_unreadable: int
+    is_new: bool
+
+
+def _score_partition(
+    detector: Pipeline, job: _Job, number: int, paths: list[str]
+) -> _Done:
+    """Score some images and write their file, unless it is there."""
+    _check_claimed(job)
+    files = [os.path.join(job.directory, path) for path in paths]
+    # Before the images are read: what changes meanwhile is seen the next time.
+    metadata = {b"job": job.digest.encode(), b"files": _state(files).encode()}
+    target = os.path.join(job.folder, f"part-{number:08d}.parquet")
+    verdicts = _finished(target, metadata)
+    is_new = verdicts is None
+    if verdicts is None:
+        if _weights(detector) != job.weights:
+            raise ValueError(
+                f"{socket.gethostname()} has other weights of "
+                f"{detector[0].clip!r} than this job was begun with, or another "
+                "version of torch or open_clip: give all workers the same"
+            )
+        margins, _, failures = score_readable(detector, files)
+        threshold = float(detector[-1].offset_)
+        errors = {index: reason for index, _, reason in failures}
+        rows = [
+            error_row(path, errors[i])
+            if i in errors
+            else score_row(path, float(margins[i]), threshold)
+            for i, path in enumerate(paths)
+        ]
+        content = _parquet(rows, metadata)
+        _check_claimed(job)
+        _write(target, content)
+        verdicts = [row["verdict"] for row in rows]
+    return _Done(verdicts.count("anomalous"), verdicts.count(None), is_new)
+
+
+def _weights(detector: Pipeline) -> str:
+    return check_clip(detector[0].clip)._model().identity
+
+
+def _state(files: list[str]) -> str:
+    """Return what changes when one of the files is written anew, comes or goes."""
+
+    def of(file: str) -> str:
+        try:
+            status = os.stat(file)
+        except (OSError, ValueError):
+            return f"{file}\0"
+        return f"{file}\0{status.st_size}\0{status.st_mtime_ns}"
+
+    return _digest(map(of, files))
+
+
+def _finished(target: str, metadata: dict[bytes, bytes]) -> list[str | None] | None:
+    """Return the verdicts of a file, None if it is not there or of something else."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with open(target, "rb") as file:
+            found = parquet.ParquetFile(file)
+            if found.schema_arrow.metadata != metadata:
+                return None
+            return found.read(["verdict"])["verdict"].to_pylist()
+    except (OSError, pyarrow.ArrowException):
+        return None
+
+
+def _parquet(rows: list[dict[str, Any]], metadata: dict[bytes, bytes]) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    # What is not valid Unicode becomes an escape, as in the CSV of `clipad score`.
+    for row in rows:
+        for name in ("path", "error"):
+            row[name] = row[name].encode("utf-8", "backslashreplace").decode()
+    number, text = pyarrow.float64(), pyarrow.string()
+    types = [text, number, number, number, text, text]
+    schema = pyarrow.schema(zip(SCORE_COLUMNS, types, strict=True), metadata=metadata)
+    buffer = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema), buffer)
+    return buffer.getvalue().to_pybytes()
+
+
+def _write(target: str, content: bytes) -> None:
+    """Write a file in one go."""
+    # Processes of several machines may write the same partition.
+    temporary = os.path.join(os.path.dirname(target), f"{_TEMPORARY}{uuid.uuid4()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+# -- where partitions run ------------------------------------------------------
+
+
+class _Here:
+    """Runs partitions one after another in this process."""
+
+    def __init__(self, detector: Pipeline) -> None:
+        self.detector = detector
+
+    def weights(self) -> str:
+        return _weights(self.detector)
+
+    def partitions(
+        self, job: _Job, parts: Iterator[tuple[int, list[str]]]
+    ) -> Iterator[_Done]:
+        return itertools.starmap(
+            functools.partial(_score_partition, self.detector, job), parts
+        )
+
+
+class _OnDask:
+    """Runs partitions on a Dask cluster."""
+
+    def __init__(self, client: Client, detector: Pipeline) -> None:
+        self.client = client
+        # A task, where `scatter` would do: Dask makes its result anew when the
+        # workers that hold it are lost. Each worker process gets it once.
+        self.detector = client.submit(_itself, detector, pure=False)
+        if not client.nthreads():
+            warnings.warn(
+                "The Dask cluster has no worker yet: waiting for one.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def weights(self) -> str:
+        """Return the weights that one of the workers has: the client may have none."""
+        return self.client.submit(
+            _weights, self.detector, pure=False, retries=_RETRIES
+        ).result()
+
+    def partitions(
+        self, job: _Job, parts: Iterator[tuple[int, list[str]]]
+    ) -> Iterator[_Done]:
+        from distributed import KilledWorker, as_completed
+
+        running = as_completed()
+        numbers: dict[Any, int] = {}
+        lost: dict[int, Exception] = {}
+        try:
+            while True:
+                n_threads = max(1, sum(self.client.nthreads().values()))
+                room = max(0, _AHEAD * n_threads - len(numbers))
+                for number, paths in itertools.islice(parts, room):
+                    future = self.client.submit(
+                        _score_partition,
+                        self.detector,
+                        job,
+                        number,
+                        paths,
+                        pure=False,
+                        retries=_RETRIES,
+                    )
+                    numbers[future] = number
+                    running.add(future)
+                if not numbers:
+                    break
+                future = next(running)
+                number = numbers.pop(future)
+                try:
+                    yield future.result()
+                except KilledWorker as error:
+                    # Some image may be the death of every worker. The rest goes on.
+                    lost[number] = error
+        finally:
+            self.client.cancel(list(numbers))
+        if lost:
+            named = ", ".join(map(str, sorted(lost)[:10])) + ", ..." * (len(lost) > 10)
+            raise RuntimeError(
+                f"Partitions {named} (counted from 0, of partition_size images each) "
+                "were not scored: each worker that tried died, perhaps of too little "
+                "memory. All others are finished. Look at the workers' logs, then "
+                "call again, which runs only these"
+            ) from lost[min(lost)]
+
+
+def _itself(detector: Pipeline) -> Pipeline:
+    return detector
+
+
+def _warn_if_one_sided(
+    detector: BaseDetector, n_anomalous: int, n_readable: int
+) -> None:
+    one_sided = n_readable >= 20 and n_anomalous in (0, n_readable)
+    if one_sided and is_uncalibrated(detector):
+        verdict = "anomalous" if n_anomalous else "normal"
+        warnings.warn(
+            f"All {n_readable} images are called {verdict}: the threshold is "
+            "uncalibrated, because text and image embeddings lie apart. The scores "
+            "still rank. Set a threshold with `contamination` or "
+            "`calibrate_threshold`.",
+            UserWarning,
+            stacklevel=3,
+        )

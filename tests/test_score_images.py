@@ -1,0 +1,705 @@
+"""`score_images` and ``clipad score --dask``: real clusters, real kills."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.ensemble import IsolationForest
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from clipad_sklearn import CLIPImageEncoder, OpenCLIP, PromptDetector, score_images
+from clipad_sklearn._cli import main
+from clipad_sklearn.datasets import make_defect_images
+from clipad_sklearn.model_selection import ZeroShotSplit
+
+parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra [dask]")
+pandas = pytest.importorskip("pandas", reason="reads the data set with pandas")
+distributed = pytest.importorskip("distributed", reason="needs the extra [dask]")
+
+COLUMNS = ["path", "p_anomaly", "margin", "threshold", "verdict", "error"]
+
+# What a killed client was: arguments are the saved detector, the list of images, the
+# folder, the size of a partition, and the scheduler, if any.
+CLIENT = """
+import contextlib, json, sys
+import joblib
+from clipad_sklearn import score_images
+detector, images, out, size, *address = sys.argv[1:]
+client = None
+if address:
+    from distributed import Client
+    client = Client(address[0])
+with open(images) as file:
+    paths = json.load(file)
+score_images(
+    joblib.load(detector), paths, out=out, client=client, partition_size=int(size)
+)
+"""
+
+# Starts a run with warm imports, and kills it at some moment, for each line it gets.
+KILLED = """
+import json, os, random, signal, sys, time
+import joblib
+import pyarrow.parquet
+from clipad_sklearn import score_images
+detector, images, out = sys.argv[1:]
+detector = joblib.load(detector)
+with open(images) as file:
+    paths = json.load(file)
+detector.score_samples(paths[:1])
+rng = random.Random(0)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        score_images(detector, paths, out=out, partition_size=1)
+        os._exit(0)
+    time.sleep(rng.uniform(0, 0.3))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print("killed", flush=True)
+"""
+
+
+def new_detector(clip: Any = "tiny", **params: Any) -> Pipeline:
+    return make_pipeline(CLIPImageEncoder(clip), PromptDetector(clip, **params))
+
+
+@pytest.fixture(scope="module")
+def detector() -> Pipeline:
+    return new_detector().fit(None)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Paths of 24 photos."""
+    folder = tmp_path_factory.mktemp("photos")
+    paths = [str(folder / f"{i:02d}.png") for i in range(24)]
+    for path, pixels in zip(
+        paths, make_defect_images(24, size=48, random_state=0).images, strict=True
+    ):
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    """Two worker processes of one thread each."""
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=":0"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def saved(detector: Pipeline, photos: list[str], tmp_path: Path) -> list[str]:
+    """First arguments of a client process: the detector, and the list of images."""
+    joblib.dump(detector, tmp_path / "detector.joblib")
+    (tmp_path / "images.json").write_text(json.dumps(photos))
+    return [str(tmp_path / "detector.joblib"), str(tmp_path / "images.json")]
+
+
+def start(*arguments: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", CLIENT, *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
+def parts(out: Path) -> dict[str, tuple[int, int]]:
+    """The files of the data set; the values change when one is written anew."""
+    states = {path.name: path.stat() for path in out.glob("*.parquet")}
+    return {name: (s.st_ino, s.st_mtime_ns) for name, s in sorted(states.items())}
+
+
+def wait_for_parts(out: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(parts(out)) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def check_rows(out: Path, detector: Pipeline, paths: list[str]) -> None:
+    """All photos are there, once, in order, with the scores of the detector."""
+    rows = pandas.read_parquet(out)
+    assert list(rows) == COLUMNS
+    assert list(rows["path"]) == paths
+    # Cosines agree to 1e-6; margins are cosines divided by the temperature.
+    expected, temperature = detector.score_samples(paths), detector[-1].temperature
+    np.testing.assert_allclose(
+        rows["margin"] * temperature, expected * temperature, rtol=0, atol=1e-6
+    )
+    assert set(rows["error"]) == {""}
+    assert not [name for name in os.listdir(out) if name.startswith(".")]
+
+
+# -- rows ------------------------------------------------------------------------
+
+
+def test_rows_are_those_of_the_command(
+    photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hostile names and photos that cannot be read, with relative paths."""
+    monkeypatch.chdir(tmp_path)
+    names = [
+        "line\nbreak.png",
+        'a,"b".png',
+        "'quoted'.png",
+        "=1+1.png",
+        "ünï ☃.png",
+        os.fsdecode(b"not-unicode-\xff.png"),
+    ]
+    try:
+        for name, photo in zip(names, photos, strict=False):
+            shutil.copy(photo, name)
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    Path("empty.png").touch()
+    Path("text.png").write_text("no image")
+    Path("truncated.png").write_bytes(Path(photos[0]).read_bytes()[:200])
+    names += ["empty.png", "text.png", "truncated.png", "missing.png", *photos[6:9]]
+    options = ["--clip", "tiny", "--method", "prompt", "--threshold", "0.5"]
+    assert main(["score", *options, "--out", "scores.csv", "--", *names]) == 1
+
+    detector = new_detector().fit(None)
+    detector[-1].offset_ = 0.5
+    done = score_images(detector, names, out="scores", partition_size=4)
+    assert (done.n_images, done.n_unreadable, done.n_partitions) == (13, 4, 4)
+    table = parquet.read_table("scores")
+    assert [str(kind) for kind in table.schema.types] == (
+        ["string"] + 3 * ["double"] + 2 * ["string"]
+    )
+    rows = table.to_pylist()
+    written = [name.replace("\udcff", "\\udcff") for name in names]
+    assert [row["path"] for row in rows] == written
+    assert done.n_anomalous == sum(row["verdict"] == "anomalous" for row in rows)
+
+    with open("scores.csv", encoding="utf-8", newline="") as file:
+        of_command = {
+            row["path"].removeprefix("'"): row for row in csv.DictReader(file)
+        }
+    assert len(of_command) == len(rows)
+    for row in rows:
+        other = of_command[row["path"]]
+        assert row["error"] == other["error"]
+        assert (row["verdict"] or "") == other["verdict"]
+        for name in ("p_anomaly", "margin", "threshold"):
+            if row["error"]:
+                assert row[name] is None
+                assert other[name] == ""
+            else:
+                assert abs(row[name] - float(other[name])) < 1e-6
+
+
+def test_pipelines_with_more_steps_and_other_sequences(
+    photos: list[str], tmp_path: Path
+) -> None:
+    detector = make_pipeline(
+        CLIPImageEncoder("tiny"), FunctionTransformer(), PromptDetector("tiny")
+    ).fit(None)
+    paths = np.array(photos[:3])
+    score_images(detector, paths, out=str(tmp_path / "a"))
+    check_rows(tmp_path / "a", detector, photos[:3])
+    score_images(detector, map(Path, photos[:3]), out=tmp_path / "b")
+    check_rows(tmp_path / "b", detector, photos[:3])
+
+
+def test_uncalibrated_verdicts_that_are_all_the_same(
+    photos: list[str], tmp_path: Path
+) -> None:
+    detector = new_detector().fit(None)
+    normal = [photos[int(np.argmax(detector.score_samples(photos)))]] * 20
+    with pytest.warns(UserWarning, match="All 20 images are called normal"):
+        score_images(detector, normal, out=tmp_path / "a")
+    detector[-1].offset_ = -100.0
+    score_images(detector, normal, out=tmp_path / "b")
+
+
+# -- errors ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"images": []}, ValueError, "empty list"),
+        ({"images": None}, ValueError, "got None"),
+        ({"images": "one.png"}, ValueError, "Wrap it in a list"),
+        ({"images": [np.zeros((4, 4, 3), np.uint8)]}, TypeError, "expected paths"),
+        ({"images": ["a.png", 3]}, TypeError, r"images\[1\] is a int"),
+        ({"detector": new_detector()}, NotFittedError, "not fitted"),
+        ({"detector": PromptDetector("tiny")}, TypeError, "expected a Pipeline"),
+        (
+            {"detector": make_pipeline(CLIPImageEncoder("tiny"), IsolationForest())},
+            TypeError,
+            "ends in a detector of clipad_sklearn",
+        ),
+        ({"partition_size": 0}, ValueError, "partition_size=0"),
+        ({"partition_size": 2.5}, ValueError, "partition_size=2.5"),
+        ({"partition_size": True}, ValueError, "partition_size=True"),
+        ({"client": "tcp://127.0.0.1:8786"}, TypeError, "expected a dask.distributed"),
+        ({"out": "file"}, ValueError, "is a file"),
+        ({"out": "full"}, ValueError, "is not empty, and not of score_images"),
+        ({"out": "damaged"}, ValueError, "_manifest.json is damaged"),
+        ({"out": "file/below"}, ValueError, "is a file"),
+    ],
+)
+def test_wrong_arguments(
+    change: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    detector: Pipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    for name, content in (("full/mine.csv", "1"), ("damaged/_manifest.json", "[]")):
+        Path(name).parent.mkdir()
+        Path(name).write_text(content)
+    before = sorted(os.walk("."))
+    given = {"detector": detector, "images": ["a.png"], "out": "out"} | change
+    with pytest.raises(error, match=message):
+        score_images(given.pop("detector"), given.pop("images"), **given)
+    assert sorted(os.walk(".")) == before
+
+
+def test_a_detector_that_cannot_be_sent(detector: Pipeline, tmp_path: Path) -> None:
+    steps = [("encode", detector[0]), ("same", FunctionTransformer(lambda X: X))]
+    unsendable = Pipeline([*steps, ("detect", detector[-1])])
+    with pytest.raises(TypeError, match=r"cannot be sent to workers .*lambda"):
+        score_images(unsendable, ["a.png"], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": 5}, r"another list of images \(6 there, 5 now\)"),
+        ({"images": [1, 0, 2, 3, 4, 5]}, "other paths or in another order"),
+        ({"partition_size": 3}, r"another partition_size \(2 there, 3 now\)"),
+        ({"class_name": "bolt"}, "another detector.*there.*class_name='bolt'.* now"),
+        ({"offset": 0.25}, "another detector of the same settings"),
+        ({"version": "0.0"}, r"another version of clipad-sklearn \(0.0 there"),
+        ({"weights": "none"}, "other weights of CLIP"),
+        ({"images": 5, "partition_size": 3}, "list of images.*; another partition_"),
+    ],
+)
+def test_a_folder_of_something_else(
+    change: dict[str, Any], message: str, photos: list[str], tmp_path: Path
+) -> None:
+    paths = photos[:6]
+    detector = new_detector().fit(None)
+    score_images(detector, paths, out=tmp_path, partition_size=2)
+    before = parts(tmp_path)
+    manifest = tmp_path / "_manifest.json"
+    for name in {"version", "weights"} & set(change):
+        # As another version, or a machine with other weights, would have written it.
+        content = json.loads(manifest.read_text()) | {name: change[name]}
+        manifest.write_text(json.dumps(content))
+    kept = manifest.read_bytes()
+    if "class_name" in change:
+        detector = new_detector(class_name="bolt").fit(None)
+    detector[-1].offset_ = change.get("offset", 0.0)
+    if isinstance(change.get("images"), int):
+        paths = paths[: change["images"]]
+    elif "images" in change:
+        paths = [paths[i] for i in change["images"]]
+    size = change.get("partition_size", 2)
+    with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)) as raised:
+        score_images(detector, paths, out=tmp_path, partition_size=size)
+    assert "pass another `out`, or delete the folder" in str(raised.value)
+    assert (parts(tmp_path), manifest.read_bytes()) == (before, kept)
+
+
+# -- resumed ---------------------------------------------------------------------
+
+
+def test_only_what_is_not_finished_runs_again(
+    photos: list[str], detector: Pipeline, tmp_path: Path
+) -> None:
+    paths, out = [str(tmp_path / f"{i}.png") for i in range(8)], tmp_path / "out"
+    for path, photo in zip(paths[:-1], photos, strict=False):
+        shutil.copy(photo, path)  # the last one is missing
+
+    def run() -> list[str]:
+        """Return the names of the files that were written."""
+        before = parts(out)
+        # Loaded anew: the same detector is recognised by what it learned.
+        joblib.dump(detector, tmp_path / "detector")
+        loaded = joblib.load(tmp_path / "detector")
+        done = score_images(loaded, paths, out=out, partition_size=2)
+        after = parts(out)
+        new = [name for name in after if after[name] != before.get(name)]
+        assert len(new) == done.n_partitions_run
+        assert done.n_partitions == len(after) == 4
+        assert done.n_unreadable == pandas.read_parquet(out)["verdict"].isna().sum()
+        return new
+
+    names = [f"part-{i:08d}.parquet" for i in range(4)]
+    assert run() == names
+    # What describes a detector may hold addresses, and is not compared.
+    manifest = json.loads((out / "_manifest.json").read_text())
+    manifest["settings"] = "Pipeline(<function f at 0x7f00>)"
+    (out / "_manifest.json").write_text(json.dumps(manifest))
+    assert run() == []
+    (out / names[1]).unlink()
+    assert run() == names[1:2]
+    whole = (out / names[2]).read_bytes()
+    for damage in (whole[:-9], b"", whole[:9]):
+        (out / names[2]).write_bytes(damage)
+        assert run() == names[2:3]
+    shutil.copy(photos[20], paths[0])  # changed
+    assert run() == names[:1]
+    shutil.copy(photos[21], paths[7])  # no longer missing
+    assert run() == names[3:]
+    # A file of another job, though complete, is not of this one.
+    other = tmp_path / "other"
+    score_images(new_detector(class_name="bolt").fit(None), paths[2:4], out=other)
+    shutil.copy(other / names[0], out / names[1])
+    assert run() == names[1:2]
+    check_rows(out, detector, paths)
+
+
+def test_killed_at_any_moment(
+    detector: Pipeline, photos: list[str], saved: list[str], tmp_path: Path
+) -> None:
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork")
+    paths, out = photos * 10, tmp_path / "out"
+    Path(saved[1]).write_text(json.dumps(paths))
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, *saved, out],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    after: dict[str, tuple[int, int]] = {}
+    for _ in range(10):
+        before = after
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"killed\n"
+        after = parts(out)
+        assert {name: after[name] for name in before} == before
+        for name in after:
+            assert parquet.ParquetFile(out / name).read().num_rows == 1
+    process.communicate()
+    assert 0 < len(after) < len(paths)
+    (out / ".clipad-left").touch()  # as a kill in the middle of writing leaves it
+    done = score_images(detector, paths, out=out, partition_size=1)
+    assert done.n_partitions_run == len(paths) - len(after)
+    assert {name: parts(out)[name] for name in after} == after
+    check_rows(out, detector, paths)
+
+
+# -- on Dask ---------------------------------------------------------------------
+
+
+def test_on_workers(
+    client: Any, detector: Pipeline, photos: list[str], tmp_path: Path
+) -> None:
+    done = score_images(detector, photos, out=tmp_path, client=client, partition_size=5)
+    assert (done.n_images, done.n_partitions, done.n_partitions_run) == (24, 5, 5)
+    assert sorted(os.listdir(tmp_path)) == [
+        "_manifest.json",
+        *(f"part-{i:08d}.parquet" for i in range(5)),
+    ]
+    check_rows(tmp_path, detector, photos)
+    before = parts(tmp_path)
+    # Finished on workers is finished here, and the other way round.
+    for on in (client, None):
+        done = score_images(detector, photos, out=tmp_path, client=on, partition_size=5)
+        assert done.n_partitions_run == 0
+    assert parts(tmp_path) == before
+
+
+def test_threads_of_a_worker_share_the_detector(
+    detector: Pipeline, photos: list[str], tmp_path: Path
+) -> None:
+    paths = photos * 4
+    with distributed.Client(
+        processes=False, n_workers=1, threads_per_worker=4, dashboard_address=":0"
+    ) as client:
+        done = score_images(detector, paths, out=tmp_path, client=client)
+        assert done.n_partitions == 1
+        out = tmp_path / "small"
+        score_images(detector, paths, out=out, client=client, partition_size=3)
+    check_rows(out, detector, paths)
+
+
+def test_weights_and_settings_that_workers_refuse(
+    client: Any, detector: Pipeline, photos: list[str], tmp_path: Path
+) -> None:
+    elsewhere = new_detector().fit(None)
+    elsewhere[0].clip = OpenCLIP("ViT-B-32", str(tmp_path / "gone.pt"))
+    with pytest.raises(OSError, match="The weights of 'ViT-B-32"):
+        score_images(elsewhere, photos, out=tmp_path / "a", client=client)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.fixture
+def slow(photos: list[str], tmp_path: Path) -> tuple[Path, bytes]:
+    """A named pipe, to be the eighth of nine photos, and what to write into it."""
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("needs named pipes and /proc")
+    os.mkfifo(tmp_path / "slow.png")
+    return tmp_path / "slow.png", Path(photos[7]).read_bytes()
+
+
+def reader_of(pipe: Path, client: Any) -> tuple[int, int]:
+    """Wait until a worker reads the pipe; return its process, and the other end."""
+    writer = os.open(pipe, os.O_WRONLY)
+    for process in client.run(os.getpid).values():
+        for link in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                if os.readlink(link) == str(pipe):
+                    return process, writer
+    os.close(writer)
+    raise AssertionError("no worker reads the pipe")
+
+
+def kill_worker(process: int) -> None:
+    """Kill a worker and wait until it is gone, and no longer holds the pipe."""
+    os.kill(process, signal.SIGKILL)
+    while os.path.exists(f"/proc/{process}"):
+        time.sleep(0.01)
+
+
+def test_a_killed_worker_loses_nothing(
+    client: Any, detector: Pipeline, photos: list[str], slow: Any, tmp_path: Path
+) -> None:
+    pipe, content = slow
+    paths, out = [*photos[:7], str(pipe), *photos[8:]], tmp_path / "out"
+
+    def kill() -> None:
+        process, writer = reader_of(pipe, client)
+        kill_worker(process)
+        os.close(writer)
+        # Another worker reads it in its stead.
+        with open(pipe, "wb") as file:
+            file.write(content)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    done = score_images(detector, paths, out=out, client=client, partition_size=2)
+    killer.join()
+    assert (done.n_unreadable, done.n_partitions) == (0, 12)
+    pipe.unlink()
+    pipe.write_bytes(content)
+    check_rows(out, detector, paths)
+
+
+def test_a_partition_that_kills_workers_is_named(
+    client: Any, detector: Pipeline, photos: list[str], slow: Any, tmp_path: Path
+) -> None:
+    pipe, content = slow
+    paths, out = [*photos[:7], str(pipe), *photos[8:]], tmp_path / "out"
+
+    def allow(failures: int) -> None:
+        client.run_on_scheduler(
+            lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", failures)
+        )
+
+    def kill() -> None:
+        process, writer = reader_of(pipe, client)
+        kill_worker(process)
+        os.close(writer)
+
+    allow(0)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(RuntimeError, match=r"Partitions .*3.* were not scored.*died"):
+        score_images(detector, paths, out=out, client=client, partition_size=2)
+    killer.join()
+    allow(3)
+    before = parts(out)
+    # Dask may blame what waited on the same worker, too.
+    assert 9 <= len(before) <= 11
+    assert "part-00000003.parquet" not in before
+    pipe.unlink()
+    pipe.write_bytes(content)
+    done = score_images(detector, paths, out=out, client=client, partition_size=2)
+    assert done.n_partitions_run == 12 - len(before)
+    assert {name: parts(out)[name] for name in before} == before
+    check_rows(out, detector, paths)
+
+
+def test_a_killed_client_goes_on(
+    client: Any,
+    detector: Pipeline,
+    photos: list[str],
+    saved: list[str],
+    tmp_path: Path,
+) -> None:
+    paths, out = photos * 10, tmp_path / "out"
+    Path(saved[1]).write_text(json.dumps(paths))
+    process = start(*saved, out, 2, client.scheduler.address)
+    wait_for_parts(out, 3)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    before = parts(out)
+    assert len(before) < 120
+    done = score_images(detector, paths, out=out, client=client, partition_size=2)
+    assert 0 < done.n_partitions_run <= 120 - len(before)
+    after = parts(out)
+    assert {name: after[name] for name in before} == before
+    check_rows(out, detector, paths)
+
+
+def test_what_outlives_its_client_spoils_no_other_job(
+    client: Any, photos: list[str], saved: list[str], slow: Any, tmp_path: Path
+) -> None:
+    pipe, content = slow
+    out = tmp_path / "out"
+    Path(saved[1]).write_text(json.dumps([str(pipe), *photos]))
+    process = start(*saved, out, 1, client.scheduler.address)
+    _, writer = reader_of(pipe, client)
+    process.kill()
+    process.wait()
+    shutil.rmtree(out)
+    other = new_detector(class_name="bolt").fit(None)
+    score_images(other, photos, out=out, partition_size=1)
+    before = parts(out)
+    os.write(writer, content)
+    os.close(writer)
+    # The one thread of each worker is free again once this is done.
+    for worker in client.nthreads():
+        client.submit(os.getpid, workers=[worker], pure=False).result()
+    assert parts(out) == before
+    check_rows(out, other, photos)
+
+
+def test_a_folder_that_workers_do_not_see(
+    client: Any, detector: Pipeline, photos: list[str], slow: Any, tmp_path: Path
+) -> None:
+    pipe, content = slow
+    out = tmp_path / "out"
+
+    def take_away() -> None:
+        _, writer = reader_of(pipe, client)
+        out.rename(tmp_path / "gone")
+        os.write(writer, content)
+        os.close(writer)
+
+    taker = threading.Thread(target=take_away)
+    taker.start()
+    with pytest.raises(OSError, match=r"_manifest.json is not there on .* share"):
+        score_images(detector, [str(pipe)], out=out, client=client)
+    taker.join()
+    assert not out.exists()
+
+
+def test_grid_search_on_dask(client: Any) -> None:
+    data = make_defect_images(12, size=48, random_state=0)
+    grid = {"promptdetector__prompts": ["clip-ac", "winclip"]}
+    search = GridSearchCV(new_detector(), grid, cv=ZeroShotSplit())
+    here = search.fit(data.images, data.target).cv_results_["mean_test_score"]
+    with joblib.parallel_config("dask"):
+        search.fit(data.images, data.target)
+    np.testing.assert_allclose(search.cv_results_["mean_test_score"], here, atol=1e-6)
+
+
+# -- the command -----------------------------------------------------------------
+
+
+def test_command(
+    client: Any,
+    detector: Pipeline,
+    photos: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty.png").touch()
+    out, bad = tmp_path / "scores", str(tmp_path / "empty.png")
+    options = ["--clip", "tiny", "--method", "prompt", "--out", str(out)]
+    options += ["--dask", client.scheduler.address]
+    assert main(["score", *photos, *options]) == 0
+    shown, said = capsys.readouterr()
+    assert "24 scored, " in shown
+    assert f"wrote {out}" in shown
+    assert "verdicts are uncalibrated" in said
+    check_rows(out, detector, photos)
+    before = parts(out)
+    assert main(["score", *photos, *options]) == 0
+    assert "1 of 1 partitions were already there" in capsys.readouterr().err
+    assert parts(out) == before
+    assert main(["score", *photos, bad, *options]) == 2
+    assert "another list of images (24 there, 25 now)" in capsys.readouterr().err
+    options[-3] = str(tmp_path / "more")
+    assert main(["score", *photos, bad, *options, "--threshold", "1"]) == 1
+    shown, said = capsys.readouterr()
+    assert "1 unreadable" in shown
+    assert "uncalibrated" not in said
+    rows = pandas.read_parquet(tmp_path / "more")
+    assert set(rows["threshold"].dropna()) == {1.0}
+    assert rows["error"].iloc[-1] == "the file is empty"
+
+
+def test_command_on_this_machine(
+    photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    # One worker process, however many cores there are.
+    monkeypatch.setattr("distributed.deploy.local.CPU_COUNT", 1)
+    out = tmp_path / "scores"
+    options = ["--clip", "tiny", "--method", "prompt", "--dask", "local"]
+    assert main(["score", photos[0], *options, "--out", str(out)]) == 0
+    assert "1 scored" in capsys.readouterr().out
+    assert len(pandas.read_parquet(out)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--dask needs --out FOLDER"),
+        (["--out", "scores.csv"], "--dask needs --out FOLDER"),
+        (["--out", "o", "--contamination", "0.1"], "combined with --contamination"),
+        (["--out", "o", "--report", "r.html"], "combined with --report"),
+        (["--out", "o", "--method", "sdp", "--maps", "m"], "combined with --maps"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], message: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["score", "a.png", "--dask", "local", *arguments])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("nowhere", "nowhere"),
+        ("abacus://127.0.0.1:1", "abacus"),
+        ("tcp://127.0.0.1:1", "tcp://127.0.0.1:1"),
+    ],
+)
+def test_no_scheduler_there(
+    address: str, message: str, photos: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    import dask
+
+    out = tmp_path / "out"
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        assert main(["score", photos[0], "--dask", address, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not out.exists()
