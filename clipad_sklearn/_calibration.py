@@ -201,6 +201,7 @@ def _choose(
     if cut == len(levels):
         return float(np.nextafter(levels[-1], levels.dtype.type(np.inf)))
     below, above = levels[cut - 1], levels[cut]
-    middle = below / 2 + above / 2
+    # In the precision of the scores, on NumPy 1 too.
+    middle = levels.dtype.type(below / 2 + above / 2)
     # Between neighbouring floats there is no middle.
     return float(middle if below < middle <= above else above)

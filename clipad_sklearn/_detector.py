@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import numbers
 import warnings
 from collections.abc import Callable
@@ -329,3 +330,10 @@ def names_of_images(class_name: Any, n_images: int | None) -> list[str]:
             f"class_name was given for {len(names)} images, but X has {n_images}."
         )
     return [str(name) for name in names]
+
+
+def class_name_for(method: Any, class_name: Any) -> dict[str, Any]:
+    """Return `class_name` as a keyword for a method that takes it."""
+    if class_name is None or "class_name" not in inspect.signature(method).parameters:
+        return {}
+    return {"class_name": class_name}

@@ -16,6 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import _fork  # noqa: F401  (processes forked later)
+from ._detector import all_or_nothing
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -182,6 +183,7 @@ class FeedForwardClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @all_or_nothing
     def fit(self, X: ArrayLike, y: ArrayLike) -> FeedForwardClassifier:
         """Train the network.
 
@@ -203,16 +205,6 @@ class FeedForwardClassifier(ClassifierMixin, BaseEstimator):
             If a parameter is out of range, `X` is not finite, `y` has one class
             only, or training diverges.
         """
-        before = dict(vars(self))
-        try:
-            self._fit(X, y)
-        except BaseException:
-            # All fitted attributes belong to one fit, also after an interruption.
-            self.__dict__ = before
-            raise
-        return self
-
-    def _fit(self, X: ArrayLike, y: ArrayLike) -> None:
         layer_sizes = _check_layer_sizes(self.hidden_layer_sizes)
         samples, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(y)
@@ -231,6 +223,7 @@ class FeedForwardClassifier(ClassifierMixin, BaseEstimator):
         # Whatever torch is set to around this call.
         with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
             self._train(data, targets, layer_sizes)
+        return self
 
     def _train(
         self, data: NDArray[np.float32], targets: NDArray[Any], layer_sizes: list[int]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from sklearn.base import clone
 from sklearn.utils import Bunch, Tags, get_tags
 from sklearn.utils.metaestimators import _BaseComposition
 
-from ._detector import ClassNameDetector, all_or_nothing
+from ._detector import ClassNameDetector, all_or_nothing, class_name_for
 
 _METHODS = ("mean", "max", "harmonic", "logit_mean")
 
@@ -154,7 +153,7 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
             raise ValueError(f"method={self.method!r}: expected one of {_METHODS}.")
         self._log_weights()
         self.detectors_ = [
-            clone(detector).fit(X, **_class_name_for(detector.fit, class_name))
+            clone(detector).fit(X, **class_name_for(detector.fit, class_name))
             for _, detector in self.detectors
         ]
         if hasattr(self.detectors_[0], "feature_names_in_"):
@@ -202,7 +201,7 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
         margins = np.stack(
             [
                 detector.score_samples(
-                    X, **_class_name_for(detector.score_samples, class_name)
+                    X, **class_name_for(detector.score_samples, class_name)
                 )
                 for detector in self.detectors_
             ]
@@ -247,10 +246,3 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
         if self.detectors:
             tags.input_tags = get_tags(self.detectors[0][1]).input_tags
         return tags
-
-
-def _class_name_for(method: Any, class_name: Any) -> dict[str, Any]:
-    """Return `class_name` as a keyword for a method that takes it."""
-    if class_name is None or "class_name" not in inspect.signature(method).parameters:
-        return {}
-    return {"class_name": class_name}

@@ -10,8 +10,7 @@ import numpy as np
 from sklearn.base import clone
 
 from ._clip import OpenCLIP, check_clip
-from ._detector import all_or_nothing
-from ._fusion_detector import _class_name_for
+from ._detector import all_or_nothing, class_name_for
 from ._map_detector import MapDetector, upsampled
 from ._prompt_detector import PromptDetector
 
@@ -161,7 +160,7 @@ class WinCLIPDetector(MapDetector):
                 "PromptDetector or RandomWordDetector."
             )
         embeddings = None if X is None else clip.encode_image(X)
-        names = _class_name_for(scorer.fit, class_name)
+        names = class_name_for(scorer.fit, class_name)
         self.scorer_ = clone(scorer).fit(embeddings, **names)
         width = clip._model().embedding_width
         expected = getattr(self.scorer_, "n_features_in_", width)
@@ -179,7 +178,7 @@ class WinCLIPDetector(MapDetector):
         return self.scorer_
 
     def _score(self, embeddings: np.ndarray, class_name: Any) -> np.ndarray:
-        names = _class_name_for(self.scorer_.score_samples, class_name)
+        names = class_name_for(self.scorer_.score_samples, class_name)
         return self.scorer_.score_samples(embeddings, **names)
 
     def _margins(self, X: Any, class_name: Any = None) -> np.ndarray:
