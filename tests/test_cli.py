@@ -12,6 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -365,7 +366,14 @@ def waiting(few: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
         # A test run in the background of a shell has this signal ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    writer = os.open(few / "slow.png", os.O_WRONLY)  # waits until the run reads it
+    writer = None
+    while writer is None:  # until the run reads it
+        try:
+            writer = os.open(few / "slow.png", os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+    os.set_blocking(writer, True)
     yield process, writer
     process.kill()
     process.communicate()
