@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ._axes import pyplot
 from ._images import check_images, image_name, open_image
 
 # More pixels than this on a side do not show in a figure.
@@ -208,37 +209,7 @@ class AnomalyMapDisplay:
         AnomalyMapDisplay
             The display.
         """
-        try:
-            from matplotlib import pyplot as plt
-        except ImportError as error:
-            raise ImportError(
-                "Plotting needs matplotlib: pip install clipad-sklearn[plot]"
-            ) from error
-
-        n_images = len(self.images)
-        if ax is None:
-            columns = min(n_images, n_columns)
-            rows = -(-n_images // columns)
-            heights = [image.shape[0] / image.shape[1] for image in self.images]
-            titled = 0.3 if self.titles is not None else 0.0
-            _, grid = plt.subplots(
-                rows,
-                columns,
-                figsize=(2.4 * columns + 0.8, (2.4 * max(heights) + titled) * rows),
-                squeeze=False,
-                layout="constrained",
-            )
-            axes = grid.ravel()
-            for unused in axes[n_images:]:
-                unused.remove()
-            axes = axes[:n_images]
-        else:
-            axes = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()
-            if len(axes) != n_images:
-                raise ValueError(
-                    f"ax: expected one Axes for each of the {n_images} images, got "
-                    f"{len(axes)}."
-                )
+        axes = self._axes(ax, n_columns)
         if vmin is None:
             vmin = min(float(np.min(m)) for m in self.anomaly_maps)
         if vmax is None:
@@ -258,17 +229,7 @@ class AnomalyMapDisplay:
             )
             mask = None if self.masks is None else self.masks[index]
             if mask is not None and np.any(mask):
-                # A margin closes outlines at the border of the image.
-                outline = np.pad(np.asarray(mask, dtype=float), 1)
-                rows, columns = mask.shape
-                axis.contour(
-                    (np.arange(-1, columns + 1) + 0.5) * width / columns,
-                    (np.arange(-1, rows + 1) + 0.5) * height / rows,
-                    outline,
-                    levels=[0.5],
-                    colors="cyan",
-                    linewidths=1,
-                )
+                _outline(axis, mask, height, width)
                 axis.set(xlim=(0, width), ylim=(height, 0))
             axis.set(xticks=[], yticks=[])
             if self.titles is not None:
@@ -282,6 +243,48 @@ class AnomalyMapDisplay:
                 drawn, ax=list(axes), label="anomaly score", shrink=0.8
             )
         return self
+
+    def _axes(self, ax: Any, n_columns: int) -> np.ndarray:
+        """Return one Axes for each image: those given, or new ones."""
+        n_images = len(self.images)
+        if ax is not None:
+            axes = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()
+            if len(axes) != n_images:
+                raise ValueError(
+                    f"ax: expected one Axes for each of the {n_images} images, got "
+                    f"{len(axes)}."
+                )
+            return axes
+        columns = min(n_images, n_columns)
+        rows = -(-n_images // columns)
+        heights = [image.shape[0] / image.shape[1] for image in self.images]
+        titled = 0.3 if self.titles is not None else 0.0
+        _, grid = pyplot().subplots(
+            rows,
+            columns,
+            figsize=(2.4 * columns + 0.8, (2.4 * max(heights) + titled) * rows),
+            squeeze=False,
+            layout="constrained",
+        )
+        axes = grid.ravel()
+        for unused in axes[n_images:]:
+            unused.remove()
+        return axes[:n_images]
+
+
+def _outline(axis: Any, mask: np.ndarray, height: int, width: int) -> None:
+    """Draw the outline of a mask over an image of this size."""
+    rows, columns = mask.shape
+    # A margin closes outlines at the border of the image.
+    padded = np.pad(np.asarray(mask, dtype=float), 1)
+    axis.contour(
+        (np.arange(-1, columns + 1) + 0.5) * width / columns,
+        (np.arange(-1, rows + 1) + 0.5) * height / rows,
+        padded,
+        levels=[0.5],
+        colors="cyan",
+        linewidths=1,
+    )
 
 
 def _small_image(image: Any) -> np.ndarray:

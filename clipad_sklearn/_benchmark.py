@@ -18,7 +18,7 @@ from sklearn.utils import Bunch
 
 from . import metrics
 from ._benchmark_tables import PIXEL_METRICS
-from ._cli_output import UsageError, printable, replacing
+from ._cli_output import UsageError, printable, writing
 from ._clip import OpenCLIP
 from ._fusion_detector import FusionDetector
 from ._prompt_detector import PromptDetector
@@ -426,7 +426,7 @@ def _write(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in one go."""
-    with replacing(str(path)) as temporary, open(temporary, "wb") as file:
+    with writing(str(path)) as temporary, open(temporary, "wb") as file:
         file.write(text.encode("utf-8", "backslashreplace"))
         file.flush()
         os.fsync(file.fileno())

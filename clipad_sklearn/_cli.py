@@ -193,6 +193,18 @@ columns of the output:
         metavar="SEED",
         help="seed of the random words and the classifier (default: 0)",
     )
+    _add_threshold(parser)
+    _add_outputs(parser)
+    _add_clip_settings(parser)
+    parser.add_argument(
+        "--embedding-cache",
+        metavar="FOLDER",
+        help="keep embeddings in FOLDER, so that no photo is encoded twice",
+    )
+    parser.set_defaults(check=_check_score)
+
+
+def _add_threshold(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "threshold", "Without one of these, scores rank, but verdicts are uncalibrated."
     )
@@ -222,6 +234,9 @@ columns of the output:
         help="with --calibrate: at most this share of its good photos may be called "
         "anomalous (default without bad photos: 0.05)",
     )
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
@@ -254,13 +269,6 @@ columns of the output:
         metavar="FILE",
         help="use a saved detector; loading runs code, so trust the file",
     )
-    _add_clip_settings(parser)
-    parser.add_argument(
-        "--embedding-cache",
-        metavar="FOLDER",
-        help="keep embeddings in FOLDER, so that no photo is encoded twice",
-    )
-    parser.set_defaults(check=_check_score)
 
 
 def _add_demo(commands: Any) -> None:

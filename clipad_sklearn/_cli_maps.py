@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ._cli_output import UsageError, as_usage_error, replacing
+from ._cli_output import UsageError, as_usage_error, writing
 from ._images import open_image
 from ._map_detector import MapDetector
 from ._sdp_detector import SDPDetector
@@ -83,7 +83,7 @@ def _targets(paths: Sequence[str], folder: str) -> list[str]:
 def _write_map(path: str, anomaly_map: np.ndarray) -> None:
     from PIL import Image
 
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with writing(path) as temporary, open(temporary, "wb") as file:
         if path.endswith(".npy"):
             np.save(file, anomaly_map)
         else:
@@ -112,5 +112,5 @@ def _write_overlay(path: str, image: str, shade: np.ndarray) -> None:
     )
     colors = table.astype(np.float32)[np.rint(shade * 255).astype(np.uint8)]
     mixed = photo * np.float32(1 - _OPACITY) + colors * np.float32(_OPACITY)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with writing(path) as temporary, open(temporary, "wb") as file:
         Image.fromarray(np.rint(mixed).astype(np.uint8)).save(file, "PNG")

@@ -1,11 +1,12 @@
-"""What all commands share: usage errors, safe printing, atomic files."""
+"""What all commands share: usage errors, safe printing, complete files."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
+
+from ._files import replacing
 
 
 class UsageError(Exception):
@@ -51,17 +52,10 @@ def check_writable(path: str) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: str) -> Iterator[str]:
-    """Give the name of a file that takes the place of `path` when it is complete."""
-    target = os.path.realpath(path)
-    temporary = f"{target}.{os.getpid()}.tmp"
+def writing(path: str) -> Iterator[str]:
+    """As `replacing`, for a file that the user named."""
     try:
-        yield temporary
-        if os.path.exists(target):
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
+        with replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         raise UsageError(f"{path} was not written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)

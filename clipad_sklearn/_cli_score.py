@@ -27,7 +27,7 @@ from ._cli_output import (
     check_writable,
     no_formula,
     printable,
-    replacing,
+    writing,
 )
 from ._clip import check_clip
 from ._detector import BaseDetector
@@ -142,7 +142,7 @@ def _save(arguments: argparse.Namespace, detector: Pipeline) -> None:
     if arguments.save:
         import joblib
 
-        with replacing(arguments.save) as temporary:
+        with writing(arguments.save) as temporary:
             # Compressed, because that comes with a checksum.
             joblib.dump(detector, temporary, compress=3)
 
@@ -390,7 +390,7 @@ def write(path: str, rows: list[dict[str, Any]], settings: Any = None) -> None:
         text = _csv(rows)
     # What is not valid Unicode in a name becomes a backslash escape.
     content = text.encode("utf-8", "backslashreplace")
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with writing(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

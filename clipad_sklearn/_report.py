@@ -17,7 +17,7 @@ from urllib.parse import quote
 import numpy as np
 from tqdm.auto import tqdm
 
-from ._cli_output import replacing
+from ._cli_output import writing
 from ._images import open_image
 
 # Up to so many photos, thumbnails have so many pixels on the longer side: the page
@@ -81,7 +81,7 @@ def write_report(
     }
     page = _page(data)
     with (
-        replacing(path) as temporary,
+        writing(path) as temporary,
         # Line ends as they are, because the script is known by its hash.
         open(temporary, "w", encoding="utf-8", newline="\n") as file,
     ):

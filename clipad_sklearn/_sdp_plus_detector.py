@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ._clip import OpenCLIP, check_clip
 from ._detector import all_or_nothing, names_of_images
+from ._files import replacing
 from ._images import ImageReadError, check_images, image_name, open_image
 from ._map_detector import interpolation, upsampled
 from ._prompts import PromptSet
@@ -399,14 +399,8 @@ class SDPPlusDetector(SDPDetector):
             "alias_compat": str(bool(self.alias_compat)),
         }
         arrays = {"coefs": self.coefs_, "intercepts": self.intercepts_}
-        target = os.path.realpath(path)
-        temporary = f"{target}.{os.getpid()}.tmp"
-        try:
+        with replacing(path) as temporary:
             save_file(arrays, temporary, metadata=settings)
-            os.replace(temporary, target)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
 
     @all_or_nothing
     def load_layers(self, path: str | os.PathLike[str]) -> SDPPlusDetector:

@@ -25,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 
 from clipad_sklearn import CLIPImageEncoder, PromptDetector
 from clipad_sklearn._cli import main
-from clipad_sklearn._cli_output import UsageError, replacing
+from clipad_sklearn._cli_output import UsageError, writing
 from clipad_sklearn._cli_score import find_images, make_rows
 from clipad_sklearn.datasets import make_defect_images
 from clipad_sklearn.metrics import auroc
@@ -398,20 +398,20 @@ def test_interrupted_run(waiting, few: Path) -> None:
     assert sorted(os.listdir(few.parent)) == ["few", "scores.csv"]
 
 
-def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
+def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
     target = tmp_path / "scores.csv"
     target.write_text("before")
     target.chmod(0o640)
-    with contextlib.suppress(RuntimeError), replacing(str(target)) as temporary:
+    with contextlib.suppress(RuntimeError), writing(str(target)) as temporary:
         Path(temporary).write_text("half")
         raise RuntimeError
     assert target.read_text() == "before"
-    with replacing(str(target)) as temporary:
+    with writing(str(target)) as temporary:
         Path(temporary).write_text("after")
     assert target.read_text() == "after"
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
     assert os.listdir(tmp_path) == ["scores.csv"]
-    with pytest.raises(UsageError, match="was not written"), replacing(str(target)):
+    with pytest.raises(UsageError, match="was not written"), writing(str(target)):
         pass  # nothing was written
 
 
