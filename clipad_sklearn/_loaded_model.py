@@ -172,8 +172,17 @@ class LoadedModel:
             start += size
         return results[0] if len(results) == 1 else np.concatenate(results)
 
-    def _inference(self) -> Any:
-        return _Inference(self.device, self.dtype)
+    @contextlib.contextmanager
+    def _inference(self) -> Iterator[None]:
+        """No gradients, and autocast where the precision is not float32."""
+        with contextlib.ExitStack() as contexts:
+            contexts.enter_context(torch.inference_mode())
+            if self.dtype != torch.float32:
+                contexts.enter_context(self._autocast(self.dtype))
+            yield
+
+    def _autocast(self, dtype: torch.dtype) -> Any:
+        return torch.autocast(self.device.split(":")[0], dtype=dtype)
 
     # -- checks ----------------------------------------------------------------
 
@@ -195,7 +204,16 @@ class LoadedModel:
 
     def _choose_dtype(self, precision: str) -> torch.dtype:
         if precision != "auto":
-            return _DTYPES[precision]
+            dtype = _DTYPES[precision]
+            try:
+                with self._autocast(dtype):
+                    pass
+            except RuntimeError as error:  # not with every torch on every device
+                raise ValueError(
+                    f"precision={precision!r} cannot be used on {self.device!r} with "
+                    f"torch {torch.__version__}: {error}"
+                ) from error
+            return dtype
         self.dtype = torch.float32
         if not self.device.startswith("cuda"):
             return torch.float32
@@ -208,23 +226,6 @@ class LoadedModel:
         self.dtype = torch.float16
         cosine = (exact * self.encode_pixels(pixels)).sum(axis=1).min()
         return torch.float16 if cosine >= 0.9999 else torch.float32
-
-
-class _Inference:
-    """`torch.inference_mode`, and autocast where the precision is not float32."""
-
-    def __init__(self, device: str, dtype: torch.dtype) -> None:
-        self._contexts: list[Any] = [torch.inference_mode()]
-        if dtype != torch.float32:
-            self._contexts.append(torch.autocast(device.split(":")[0], dtype=dtype))
-
-    def __enter__(self) -> None:
-        for context in self._contexts:
-            context.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        for context in reversed(self._contexts):
-            context.__exit__(*error)
 
 
 def _normalised(features: torch.Tensor) -> np.ndarray:
