@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +28,7 @@ from training.model import (
     encode_texts,
     model_config,
 )
-from training.pool import fill, record, training_sample
+from training.pool import fill, record, training_sample, write_shard
 from training.settings import (
     HELD_OUT_DEFECTS,
     HELD_OUT_FAMILIES,
@@ -34,7 +36,7 @@ from training.settings import (
     TRAINED_DEFECTS,
     TRAINED_FAMILIES,
 )
-from training.train import learning_rate
+from training.train import Trainer, learning_rate
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -192,3 +194,50 @@ def test_learning_rate(progress, share):
     assert learning_rate(progress, SMOKE) == pytest.approx(
         share * SMOKE.learning_rate, abs=1e-9
     )
+
+
+def test_captions_that_count_come_with_wrong_counts():
+    rows = np.zeros(60, record(SMOKE.pool_size))
+    for number, row in enumerate(rows):
+        fill(row, training_sample(number, SMOKE))
+    assert (rows["count"] > 0).any()
+    label = np.r_[np.zeros(60), np.ones(60)]
+    arguments = (rows, label, label >= 0)
+    alone = name_images(*arguments, np.random.default_rng(0), 200)
+    twins = name_images(*arguments, np.random.default_rng(0), 200, twins=True)
+    counted = sum(" parts" in text for text in alone.texts)
+    assert len(alone.texts) == 200
+    assert len(twins.texts) > 200 + counted
+    # Nearly all wrong counts fit nothing; a few fit another image by chance.
+    fitting_none = ~twins.fits.any(dim=0)
+    assert fitting_none.sum() > counted
+    assert all(
+        " parts" in text
+        for text, none in zip(twins.texts, fitting_none.tolist(), strict=True)
+        if none
+    )
+
+
+@pytest.mark.parametrize("exported", [True, False])
+def test_start_from_another_run(exported, tmp_path):
+    pool, first, second = (tmp_path / name for name in ("pool", "first", "second"))
+    for folder in (pool, first, second):
+        folder.mkdir()
+    write_shard(pool, 0, SMOKE)
+    vocabulary.write_vocabulary(first / "bpe_merges.txt.gz", SMOKE.merges)
+    shutil.copy(first / "bpe_merges.txt.gz", second)
+    trained = Trainer(first, pool, SMOKE)
+    for _ in range(2):
+        trained.run_step()
+    trained.save("checkpoint.pt")
+    start = first / "checkpoint.pt"
+    expected = trained.model.state_dict()
+    if exported:
+        start = tmp_path / "exported"
+        export(first, start)
+        expected = {k: v.half().float() for k, v in trained.average.weights.items()}
+    other = dataclasses.replace(SMOKE, seed=9)
+    trainer = Trainer(second, pool, other, start_from=start)
+    assert trainer.step == trainer.images == trainer.progress == 0
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(value, expected[name])

@@ -124,10 +124,12 @@ class Trainer:
         own = folder / "checkpoint.pt"
         if own.exists():
             self.load(own)
-        elif start_from is not None:
-            weights = load_file(start_from / WEIGHTS)
-            self.model.load_state_dict(weights, strict=False)
+        elif start_from is not None and start_from.is_dir():
+            self.model.load_state_dict(load_file(start_from / WEIGHTS), strict=False)
             self.average = Average(self.model, settings.ema)
+        elif start_from is not None:
+            self.load(start_from)
+            self.step, self.images, self.seconds, self.progress = 0, 0, 0.0, 0.0
 
     def load(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)
@@ -293,7 +295,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, help="number of processes")
     parser.add_argument("--pool", type=Path, help="folder of generated pairs")
     parser.add_argument(
-        "--start-from", type=Path, metavar="FOLDER", help="an exported model"
+        "--start-from",
+        type=Path,
+        metavar="PATH",
+        help="checkpoint of another run, or the folder of an exported model",
     )
     parser.add_argument("--seed", type=int)
     parser.add_argument(
@@ -317,8 +322,10 @@ def main(argv: list[str] | None = None) -> None:
         json.dumps(dataclasses.asdict(settings), indent=1)
     )
     vocabulary = folder / "bpe_merges.txt.gz"
-    if not vocabulary.exists() and options.start_from:
-        shutil.copyfile(options.start_from / VOCABULARY, vocabulary)
+    start = options.start_from
+    if not vocabulary.exists() and start:
+        folder_of_start = start if start.is_dir() else start.parent
+        shutil.copyfile(folder_of_start / VOCABULARY, vocabulary)
     elif not vocabulary.exists():
         write_vocabulary(vocabulary, settings.merges)
 
