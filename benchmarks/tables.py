@@ -22,6 +22,7 @@ from PIL import Image
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from clipad_sklearn._benchmark_tables import TITLES  # noqa: E402
 from clipad_sklearn._cli import _METHODS  # noqa: E402
 from clipad_sklearn._cli import main as clipad  # noqa: E402
 from clipad_sklearn.datasets import (  # noqa: E402
@@ -33,15 +34,6 @@ from clipad_sklearn.datasets import (  # noqa: E402
 from training.settings import HELD_OUT_DEFECTS, HELD_OUT_FAMILIES  # noqa: E402
 
 TABLES = REPOSITORY / "docs" / "benchmark_tables"
-HEADER = {
-    "auroc": "AUROC",
-    "aupr": "AUPR",
-    "f1_max": "F1-max",
-    "pixel_auroc": "pixel AUROC",
-    "pixel_aupr": "pixel AUPR",
-    "pixel_f1_max": "pixel F1-max",
-    "pro": "PRO",
-}
 
 
 def write_generated(root: Path, n: int) -> None:
@@ -83,8 +75,8 @@ def benchmark(root: Path, name: str, extra: Sequence[str], out: Path) -> None:
     means = [row for row in rows if row["category"] == "mean"]
     write_table(
         TABLES / f"{name}.csv",
-        ["method", *HEADER.values()],
-        [[row["method"], *(cell(row, m) for m in HEADER)] for row in means],
+        ["method", *TITLES.values()],
+        [[row["method"], *(cell(row, m) for m in TITLES)] for row in means],
     )
     categories = list(dict.fromkeys(row["category"] for row in rows))
     by_pair = {(row["category"], row["method"]): row for row in rows}
