@@ -203,6 +203,8 @@ class LoadedModel:
             )
 
     def _choose_dtype(self, precision: str) -> torch.dtype:
+        if precision == "fp32":
+            return torch.float32
         if precision != "auto":
             dtype = _DTYPES[precision]
             try:

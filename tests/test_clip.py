@@ -272,6 +272,8 @@ class TestLoading:
         exact = OpenCLIP("tiny", device="cpu").encode_image(photos)
         half = OpenCLIP("tiny", device="cpu", precision="bf16").encode_image(photos)
         assert not np.array_equal(exact, half)
+        full = OpenCLIP("tiny", device="cpu", precision="fp32").encode_image(photos)
+        np.testing.assert_array_equal(full, exact)
         assert (exact * half).sum(axis=1).min() > 0.99
 
 
