@@ -40,7 +40,6 @@ from ._score_images import (
     SCORE_COLUMNS,
     check_detector,
     error_row,
-    is_uncalibrated,
     score_images,
     score_readable,
     score_row,
@@ -316,7 +315,7 @@ def _set_threshold(
         if len(features):
             last._set_offset(features)
         return "--contamination", 0
-    return "none" if is_uncalibrated(last) else "--load", 0
+    return "none" if last._is_uncalibrated else "--load", 0
 
 
 def _calibrate(

@@ -58,19 +58,26 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             )
         return np.asarray(self._margins(X, **params), dtype=np.float64)
 
-    def _verdicts(self, decision: np.ndarray) -> np.ndarray:
-        verdicts = np.where(decision >= 0, 1, -1)
-        one_sided = len(verdicts) >= 20 and len(np.unique(verdicts)) == 1
-        if one_sided and self.contamination == "auto" and self.offset_ == 0:
-            verdict = "normal" if verdicts[0] == 1 else "anomalous"
+    @property
+    def _is_uncalibrated(self) -> bool:
+        """Whether the threshold was never set from data."""
+        return self.contamination == "auto" and self.offset_ == 0
+
+    def _warn_if_one_sided(self, n_anomalous: int, n: int, stacklevel: int) -> None:
+        if n >= 20 and n_anomalous in (0, n) and self._is_uncalibrated:
+            verdict = "anomalous" if n_anomalous else "normal"
             warnings.warn(
-                f"All {len(verdicts)} images are called {verdict}: the threshold is "
+                f"All {n} images are called {verdict}: the threshold is "
                 "uncalibrated, because text and image embeddings lie apart. The "
                 "scores still rank. Set a threshold with `contamination` or "
                 "`calibrate_threshold`.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=stacklevel + 1,
             )
+
+    def _verdicts(self, decision: np.ndarray) -> np.ndarray:
+        verdicts = np.where(decision >= 0, 1, -1)
+        self._warn_if_one_sided(int((verdicts == -1).sum()), len(verdicts), 3)
         return verdicts
 
     @staticmethod

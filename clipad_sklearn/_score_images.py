@@ -182,7 +182,7 @@ def score_images(
         n_anomalous += done.n_anomalous
         n_unreadable += done.n_unreadable
         n_run += done.is_new
-    _warn_if_one_sided(detector[-1], n_anomalous, len(paths) - n_unreadable)
+    detector[-1]._warn_if_one_sided(n_anomalous, len(paths) - n_unreadable, 2)
     return Bunch(
         folder=folder,
         n_images=len(paths),
@@ -242,11 +242,6 @@ def score_row(path: str, margin: float, threshold: float) -> dict[str, Any]:
 def error_row(path: str, reason: str) -> dict[str, Any]:
     """Return the row of an image that could not be read."""
     return dict.fromkeys(SCORE_COLUMNS) | {"path": path, "error": reason}
-
-
-def is_uncalibrated(detector: BaseDetector) -> bool:
-    """Whether its threshold was never set from data."""
-    return detector.contamination == "auto" and detector.offset_ == 0
 
 
 # -- arguments -----------------------------------------------------------------
@@ -611,19 +606,3 @@ class _OnDask:
 
 def _itself(detector: Pipeline) -> Pipeline:
     return detector
-
-
-def _warn_if_one_sided(
-    detector: BaseDetector, n_anomalous: int, n_readable: int
-) -> None:
-    one_sided = n_readable >= 20 and n_anomalous in (0, n_readable)
-    if one_sided and is_uncalibrated(detector):
-        verdict = "anomalous" if n_anomalous else "normal"
-        warnings.warn(
-            f"All {n_readable} images are called {verdict}: the threshold is "
-            "uncalibrated, because text and image embeddings lie apart. The scores "
-            "still rank. Set a threshold with `contamination` or "
-            "`calibrate_threshold`.",
-            UserWarning,
-            stacklevel=3,
-        )
