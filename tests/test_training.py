@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from training import captions, vocabulary
 from training.export import VOCABULARY, WEIGHTS, export
-from training.losses import choose_tokens, name_images
+from training.losses import augment, choose_tokens, facts_in_sight, name_images
 from training.model import (
     build_model,
     encode_image_tokens,
@@ -172,6 +172,39 @@ def test_tokens_of_a_step():
             hits += int((kept == 27).any(dim=1).sum())
     assert {None, 4, 38} <= sizes
     assert hits > 0
+
+
+def test_both_images_of_a_pair_are_augmented_alike():
+    rows = np.zeros(64, record(SMOKE.pool_size))
+    for number, row in enumerate(rows):
+        fill(row, training_sample(number, SMOKE))
+    rows["bad"] = rows["good"]
+    views, again = augment(rows, 3), augment(rows, 3)
+    assert views.images.shape == (64, 2, 3, 112, 112)
+    assert views.masks.shape == (64, 112, 112)
+    assert views.images.min() >= 0
+    assert views.images.max() <= 1
+    assert torch.equal(views.images[:, 0], views.images[:, 1])
+    assert torch.equal(views.images, again.images)
+    assert not torch.equal(views.images, augment(rows, 4).images)
+
+
+def test_a_step_forgets_what_it_cannot_see():
+    rows = np.zeros(64, record(SMOKE.pool_size))
+    rows["count"], rows["color"] = 5, 2
+    rows["good"] = (200, 40, 40)
+    views = augment(rows, 0)
+    assert 0 < views.whole.sum() < 64
+    assert 0 < views.colored.sum() < 64
+    seen = facts_in_sight(rows, views, all_tokens=True)
+    assert np.array_equal(seen["count"] == 5, views.whole)
+    assert np.array_equal(seen["color"] == 2, views.colored)
+    assert (facts_in_sight(rows, views, all_tokens=False)["count"] == -1).all()
+    assert (rows["count"] == 5).all()
+    # A view without colour is grey but for the white balance.
+    good = views.images[:, 0].mean(dim=(2, 3))
+    spread = (good.max(dim=1).values - good.min(dim=1).values).numpy()
+    assert np.median(spread[views.colored]) > 2 * np.median(spread[~views.colored])
 
 
 def test_captions_fit_the_images_that_they_were_written_for():

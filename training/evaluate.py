@@ -37,7 +37,7 @@ from clipad_sklearn.datasets._drawing import COLORS
 
 from .captions import HELD_OUT_WORDS
 from .model import build_model, encode_image_tokens, encode_texts, normalise_pixels
-from .pool import fill, record
+from .pool import COUNTS, fill, record
 from .settings import (
     HELD_OUT_DEFECTS,
     HELD_OUT_FAMILIES,
@@ -220,7 +220,7 @@ def naming(clip: OpenCLIP, samples: Sequence[Sample]) -> dict[str, float]:
         "families, top-1": 100 * (order[:, 0] == family).mean(),
         "families, top-5": 100 * (order[:, :5] == family[:, None]).any(axis=1).mean(),
     }
-    for what, values in (("colors", COLORS), ("counts", range(1, 13))):
+    for what, values in (("colors", COLORS), ("counts", COUNTS)):
         right, truth = [], []
         for image, sample in zip(images, samples, strict=True):
             value = sample.color if what == "colors" else sample.count
@@ -244,11 +244,17 @@ def naming(clip: OpenCLIP, samples: Sequence[Sample]) -> dict[str, float]:
 def right_and_wrong_names(
     clip: OpenCLIP, samples: Sequence[Sample]
 ) -> dict[str, float]:
-    """What the object's name in the prompts changes."""
+    """What the object's name in the prompts changes.
+
+    For the similarity of a good image to one prompt, and for the scores of defects.
+    """
     good = clip.encode_image([sample.good for sample in samples])
     bad = clip.encode_image([sample.bad for sample in samples])
     families = list(dict.fromkeys(sample.family for sample in samples))
     labels = np.array([families.index(sample.family) for sample in samples])
+    prompts = [f"a photo of a flawless {NOUNS[family][0]}." for family in families]
+    alike = good @ clip.encode_text(prompts).T
+    fits = labels[:, None] == np.arange(len(families))
     scores = np.empty((len(families), 2, len(samples)))
     for k, family in enumerate(families):
         detector = PromptDetector(clip, class_name=NOUNS[family][0]).fit(None)
@@ -257,7 +263,11 @@ def right_and_wrong_names(
     right = scores[labels, :, index]
     wrong = scores[(labels + len(families) // 2) % len(families), :, index]
     spread = right.std()
+    above = alike[fits][:, None] > alike
     return {
+        "similarity, right name": float(alike[fits].mean()),
+        "similarity, wrong names": float(alike[~fits].mean()),
+        "right name above a wrong one, %": 100 * float(above[~fits].mean()),
         "AUROC, right name": family_table(samples, *right.T)["mean of families"],
         "AUROC, wrong name": family_table(samples, *wrong.T)["mean of families"],
         "mean change / deviation of scores": float(

@@ -14,6 +14,7 @@ from clipad_sklearn.datasets._drawing import COLORS
 
 from . import captions
 from .model import Axis, encode_image_tokens, encode_texts, normalise_pixels
+from .pool import COUNTS
 from .settings import IMAGE_SIZE, TRAINED_DEFECTS, TRAINED_FAMILIES, Settings
 from .vocabulary import Tokenizer
 
@@ -22,13 +23,20 @@ SHOWN = 0.06
 MISSING = TRAINED_DEFECTS.index("missing part")
 
 
-def augment(
-    rows: np.ndarray, seed: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """The same crop, turn and light for both images of a pair.
+@dataclass(frozen=True)
+class Views:
+    """Pairs of images as a step sees them, and what can still be told of them."""
 
-    Returns images (n, 2, 3, size, size) and masks (n, size, size), 0..1. The random
-    numbers are drawn on the CPU, so that every device draws the same.
+    images: Tensor  # (n, 2, 3, size, size), 0..1
+    masks: Tensor  # (n, size, size), 0..1
+    whole: np.ndarray  # (n,) bool: nothing of importance was cut off
+    colored: np.ndarray  # (n,) bool
+
+
+def augment(rows: np.ndarray, seed: int, device: torch.device | str = "cpu") -> Views:
+    """The same crop, turn, light and camera for both images of a pair.
+
+    The random numbers are drawn on the CPU, so that every device draws the same.
     """
     g = torch.Generator().manual_seed(seed)
     n, size = len(rows), IMAGE_SIZE
@@ -36,7 +44,9 @@ def augment(
     mask = torch.from_numpy(np.unpackbits(rows["mask"], axis=-1))[..., None]
     layers = torch.cat([good, bad, mask * 255], dim=-1).permute(0, 3, 1, 2)
     layers = layers.to(device)
-    scale = 0.7 + 0.33 * torch.rand(n, generator=g)
+    whole = torch.rand(n, generator=g) < 0.5
+    place = torch.rand(n, generator=g)
+    scale = torch.where(whole, 0.95 + 0.08 * place, 0.7 + 0.25 * place)
     angle = torch.randint(0, 4, (n,), generator=g) * (np.pi / 2)
     angle = angle + 0.08 * torch.randn(n, generator=g)
     flip = torch.where(torch.rand(n, generator=g) < 0.5, 1.0, -1.0)
@@ -55,19 +65,46 @@ def augment(
     layers = functional.grid_sample(
         layers.float() / 255, grid, padding_mode="reflection", align_corners=False
     )
-    images = torch.stack([layers[:, :3], layers[:, 3:6]], dim=1)
+    images, masks = layers[:, :6], layers[:, 6]
 
-    def chance(share: float) -> Tensor:
-        return (torch.rand(n, 1, 1, 1, 1, generator=g) < share).float().to(device)
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(n, *shape, generator=g)
 
-    gray = chance(0.1)
-    images = images * (1 - gray) + images.mean(dim=2, keepdim=True) * gray
-    gain = 0.75 + 0.5 * torch.rand(n, 1, 1, 1, 1, generator=g)
-    cast = 0.04 * torch.randn(n, 1, 3, 1, 1, generator=g)
-    images = images * gain.to(device) + cast.to(device)
-    level = 0.04 * torch.rand(n, 1, 1, 1, 1, generator=g)
-    noise = level * torch.randn(n, 1, 1, size, size, generator=g)
-    return (images + chance(0.2) * noise.to(device)).clamp(0, 1), layers[:, 6]
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(n, *shape, generator=g)
+
+    soft = (uniform() < 0.1).to(device)
+    coarse = functional.avg_pool2d(images[soft], 2)
+    images[soft] = functional.interpolate(coarse, size=size, mode="bilinear")
+    images = images.view(n, 2, 3, size, size)
+    gray = uniform() < 0.1
+    images[gray.to(device)] = images[gray.to(device)].mean(dim=2, keepdim=True)
+
+    # Light that falls unevenly, white balance, contrast and gamma.
+    patchy = 0.2 * uniform(1, 1, 1) * (uniform(1, 1, 1) < 0.3) * normal(1, 3, 3)
+    light = (
+        0.75
+        + 0.5 * uniform(1, 1, 1)
+        + functional.interpolate(patchy, size=size, mode="bicubic")
+    )
+    cast = 0.04 * normal(1, 3, 1, 1)
+    contrast = (0.2 * normal(1, 1, 1, 1)).exp()
+    gamma = (0.2 * normal(1, 1, 1, 1)).exp()
+    images = (images - 0.5) * contrast.to(device) + 0.5 + cast.to(device)
+    images = images * light[:, None].to(device)
+    images = images.clamp(0, 1) ** gamma.to(device)
+    level = 0.04 * uniform(1, 1, 1, 1) * (uniform(1, 1, 1, 1) < 0.2)
+    noise = level * normal(1, 1, size, size)
+    images = (images + noise.to(device)).clamp(0, 1)
+    return Views(images, masks, whole.numpy(), ~gray.numpy())
+
+
+def facts_in_sight(rows: np.ndarray, views: Views, all_tokens: bool) -> np.ndarray:
+    """Forget the counts and colours that a step cannot see."""
+    rows = rows.copy()
+    rows["count"][~views.whole | (not all_tokens)] = -1
+    rows["color"][~views.colored] = -1
+    return rows
 
 
 def choose_tokens(
@@ -167,7 +204,7 @@ def name_images(
             column[0] = family[i]
         add(column)
         if twins and column[2] > 0:
-            for number in rng.choice(12, 2, replace=False) + 1:
+            for number in rng.choice(COUNTS, 2, replace=False):
                 if number != column[2]:
                     twin = column.copy()
                     twin[2] = number
@@ -224,8 +261,9 @@ def step_losses(
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of one step, and its parts for the log."""
     n, device = len(rows), axis.direction.device
-    pixels, mask = augment(rows, int(rng.integers(2**31)), device)
-    coverage = functional.avg_pool2d((mask > 0.5).float()[:, None], settings.patch_size)
+    views = augment(rows, int(rng.integers(2**31)), device)
+    shown = (views.masks > 0.5).float()[:, None]
+    coverage = functional.avg_pool2d(shown, settings.patch_size)
     coverage = coverage[:, 0].flatten(1)
     kept = choose_tokens(coverage, rng, settings)
     if kept is not None:
@@ -235,7 +273,8 @@ def step_losses(
     clear = ((most > SHOWN) | (most <= 0)).float()
     label = torch.cat([torch.zeros_like(most), (most > SHOWN).float()])
     sure = torch.cat([torch.ones_like(most), clear])
-    images = normalise_pixels(torch.cat([pixels[:, 0], pixels[:, 1]]))
+    images = normalise_pixels(torch.cat([views.images[:, 0], views.images[:, 1]]))
+    rows = facts_in_sight(rows, views, kept is None)
 
     pairs = [captions.state_pair(rng) for _ in range(settings.state_pairs)]
     normal, anomalous = zip(*pairs, strict=True)

@@ -19,6 +19,8 @@ from .settings import (
     Settings,
 )
 
+COUNTS = range(1, 13)
+
 
 def record(size: int) -> np.dtype:
     """One pair of images and what is known about it."""
@@ -30,7 +32,7 @@ def record(size: int) -> np.dtype:
             ("family", np.int16),
             ("defect", np.int16),
             ("color", np.int16),  # -1: not clear
-            ("count", np.int16),  # -1: nothing to count
+            ("count", np.int16),  # -1: nothing to count, or too much
         ]
     )
 
@@ -41,7 +43,7 @@ def fill(row: np.void, sample: Sample) -> None:
     row["family"] = TRAINED_FAMILIES.index(sample.family)
     row["defect"] = TRAINED_DEFECTS.index(sample.defect)
     row["color"] = COLORS.index(sample.color) if sample.color else -1
-    row["count"] = -1 if sample.count is None else min(sample.count, 12)
+    row["count"] = sample.count if sample.count in COUNTS else -1
 
 
 def training_sample(number: int, settings: Settings) -> Sample:

@@ -50,15 +50,15 @@ class Settings:
     # Data: the pool of generated pairs is a ring of shards.
     pool_size: int = 128  # pixels
     pairs_per_shard: int = 256
-    first_shards: int = 40  # ready before the training starts
+    first_shards: int = 120  # ready before the training starts
     shards: int = 320
     severity: tuple[float, float] = (0.15, 1.0)
     object_share: float = 0.74
 
     # Optimisation
     processes: int = 2
-    pairs_per_step: int = 40  # in each process
-    images: int = 800_000
+    pairs_per_step: int = 48  # in each process
+    images: int = 1_200_000
     learning_rate: float = 1.6e-3
     weight_decay: float = 0.05
     warmup: float = 0.01  # share of the run
@@ -87,7 +87,7 @@ class Settings:
     ranking: float = 0.5
     state: float = 0.3
     patch_state: float = 0.3
-    names: float = 0.3
+    names: float = 0.4
     neutral: float = 0.02
     # Of the logits along the axis. A small one makes images go far along the axis, so
     # that a classifier that knows texts only is not led astray by the rest.

@@ -107,10 +107,10 @@ class Trainer:
         self.progress = 0.0
         rng = np.random.default_rng(settings.seed)
         count = min(256, settings.pairs_per_shard)
-        pixels, _ = augment(self.pool.batch(rng, count), 0)
+        views = augment(self.pool.batch(rng, count), 0)
         whiten_patches(
             self.model,
-            normalise_pixels(pixels[:, 0]),
+            normalise_pixels(views.images[:, 0]),
             torch.Generator().manual_seed(settings.seed),
         )
         # Several processes are for CPUs; on a GPU one is enough.
