@@ -282,7 +282,7 @@ def _generator(
     folder: Path, settings: Settings, worker: int, workers: int, limit: int | None
 ) -> None:
     # Generation takes what the training leaves of the processors.
-    os.nice(0 if limit is not None else 10)
+    os.nice(0 if limit is not None else 19)
     generate(folder, settings, worker, workers, limit)
 
 
