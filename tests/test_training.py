@@ -160,11 +160,15 @@ def test_tokens_of_a_step():
     coverage[:, 27] = 1.0
     sizes, hits = set(), 0
     for _ in range(60):
-        kept = choose_tokens(coverage, rng, SMOKE)
+        seed = int(rng.integers(1000))
+        kept = choose_tokens(coverage, rng, np.random.default_rng(seed), SMOKE)
+        again = choose_tokens(coverage, rng, np.random.default_rng(seed), SMOKE)
+        assert (kept is None) == (again is None)
         if kept is None:
             sizes.add(None)
             continue
         sizes.add(kept.shape[1])
+        assert kept.shape == again.shape
         assert kept.min() >= 0
         assert kept.max() < 64
         assert all(len(set(row.tolist())) == len(row) for row in kept)

@@ -108,17 +108,24 @@ def facts_in_sight(rows: np.ndarray, views: Views, all_tokens: bool) -> np.ndarr
 
 
 def choose_tokens(
-    coverage: Tensor, rng: np.random.Generator, settings: Settings
+    coverage: Tensor,
+    rng: np.random.Generator,
+    shared: np.random.Generator,
+    settings: Settings,
 ) -> Tensor | None:
-    """Which patches of each pair the step looks at: None is all of them."""
+    """Which patches of each pair the step looks at: None is all of them.
+
+    How many they are comes from `shared`, the same in all processes, so that none
+    waits for another one that has more to do.
+    """
     n, patches = coverage.shape
     side = round(patches**0.5)
-    kind = rng.random()
+    kind = shared.random()
     if kind < settings.full_share:
         return None
     shown = coverage.cpu().numpy() > SHOWN
     if kind < settings.full_share + settings.window_share:
-        k = int(rng.choice(settings.windows))
+        k = int(shared.choice(settings.windows))
         top, left = rng.integers(0, side - k + 1, (2, n))
         for i in np.flatnonzero(shown.any(axis=1) & (rng.random(n) < 0.85)):
             row, column = divmod(int(rng.choice(np.flatnonzero(shown[i]))), side)
@@ -258,6 +265,7 @@ def step_losses(
     rows: np.ndarray,
     settings: Settings,
     rng: np.random.Generator,
+    shared: np.random.Generator,
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of one step, and its parts for the log."""
     n, device = len(rows), axis.direction.device
@@ -265,7 +273,7 @@ def step_losses(
     shown = (views.masks > 0.5).float()[:, None]
     coverage = functional.avg_pool2d(shown, settings.patch_size)
     coverage = coverage[:, 0].flatten(1)
-    kept = choose_tokens(coverage, rng, settings)
+    kept = choose_tokens(coverage, rng, shared, settings)
     if kept is not None:
         kept = kept.to(device)
     seen = coverage if kept is None else torch.gather(coverage, 1, kept)

@@ -58,7 +58,7 @@ class Settings:
     # Optimisation
     processes: int = 2
     pairs_per_step: int = 48  # in each process
-    images: int = 1_200_000
+    images: int = 900_000
     learning_rate: float = 1.6e-3
     weight_decay: float = 0.05
     warmup: float = 0.01  # share of the run

@@ -207,13 +207,14 @@ class Trainer:
         settings = self.settings
         # Every step has its own generator, so that a resumed run repeats nothing.
         rng = np.random.default_rng([settings.seed, self.rank, self.step])
+        shared = np.random.default_rng([settings.seed, self.step])
         rows = self.pool.batch(rng, settings.pairs_per_step)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=False)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.progress, settings)
         loss, parts = step_losses(
-            self.model, self.axis, self.tokenizer, rows, settings, rng
+            self.model, self.axis, self.tokenizer, rows, settings, rng, shared
         )
         loss.backward()
         for parameter in self.parameters:
