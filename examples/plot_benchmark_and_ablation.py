@@ -115,10 +115,10 @@ plt.show()
 # What this shows
 # ---------------
 # On ``"tiny"`` and these drawings, nearly nothing: the curve is flat from 100 to
-# 30,000 pairs, and neither the number of words nor their source matters more than the
-# seed does. The prompts alone are one or two points above the words alone, and both
-# together are no better than the prompts; 100 images could not settle differences of
-# that size. The model knows few words, which may be why it has little use for
-# thousands of random ones. The paper's choice of about 10,000 pairs is for real CLIPs,
-# on which nothing was measured here. When you draw the curve for yours, keep the steps
-# of training the same, as above, or the curve shows them too.
+# 30,000 pairs, and neither the number of words nor their source matters as much as the
+# seed does. The prompts alone are two to four points above the words alone, and one or
+# two above both together; 100 images could not settle differences of that size. The
+# model knows few words, which may be why it has little use for thousands of random
+# ones. The paper's choice of about 10,000 pairs is for real CLIPs, on which nothing was
+# measured here. When you draw the curve for yours, keep the steps of training the same,
+# as above, or the curve shows them too.

@@ -19,7 +19,7 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch.nn import functional
 
-from training import captions, vocabulary
+from training import captions, tables, vocabulary
 from training.export import VOCABULARY, WEIGHTS, export
 from training.losses import augment, choose_tokens, facts_in_sight, name_images
 from training.model import (
@@ -278,3 +278,20 @@ def test_start_from_another_run(exported, tmp_path):
     assert trainer.step == trainer.images == trainer.progress == 0
     for name, value in trainer.model.state_dict().items():
         torch.testing.assert_close(value, expected[name])
+
+
+def test_model_card_shows_what_was_measured(tmp_path):
+    tables.main(["--target", str(tmp_path / "figures.inc")])
+    assert (tmp_path / "figures.inc").read_text() == tables.TARGET.read_text()
+
+
+def test_table_of_the_model_card():
+    drawn = tables.table(("what", "figure"), [("a family", 12.345), ("b", 7)])
+    assert drawn.splitlines() == [
+        "======== ======",
+        "what     figure",
+        "======== ======",
+        "a family 12.3",
+        "b        7",
+        "======== ======",
+    ]

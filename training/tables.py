@@ -1,7 +1,7 @@
-"""Figures of the model card: ``python -m training.tables FIGURES.json``.
+"""Write the figures of the model card: ``python -m training.tables``.
 
-Takes what ``python -m training.evaluate --output FIGURES.json`` wrote, and writes the
-part of the card that is nothing but figures.
+They are what ``python -m training.evaluate --output docs/model_card_figures.json``
+measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 from .settings import HELD_OUT_FAMILIES, HERE, TRAINED_FAMILIES
 
-TARGET = HERE.parent / "docs" / "model_card_figures.rst"
+FIGURES = HERE.parent / "docs" / "model_card_figures.json"
+TARGET = FIGURES.with_suffix(".inc")
 SET_TITLES = {
     "HH": "Families and defects held out",
     "HT": "Families held out, defects trained",
@@ -78,9 +79,15 @@ def image_tables(report: dict[str, Any]) -> list[str]:
         for family in HELD_OUT_FAMILIES
     ]
     header = ("family", FIRST, "WinCLIP", "*deviation*", "*high-pass*")
+    defects = [
+        (defect, float(row["textures"]), float(row["objects"]))
+        for defect, row in report["defects HH"].items()
+    ]
     parts += [
         "**Single held-out families**, held-out defects",
         table(header, rows),
+        "**Single held-out defects**, held-out families, random words, seed 0, pooled",
+        table(("defect", "textures", "objects"), defects),
         "Families under 50 (random words, seed 0; 8 pairs per trained family and set, "
         f"so single values are rough): {', '.join(poor) or 'none'}.",
     ]
@@ -133,15 +140,18 @@ def map_and_text_tables(report: dict[str, Any]) -> list[str]:
         )
         for name in ("patches", "2 x 2 windows")
     ]
+    ranges = " and ".join(
+        f"from {ends['lowest']:.1f} to {ends['highest']:.1f} with {name} of prompts"
+        for name, ends in seeds.items()
+    )
     return [
         "**Maps**, pixel AUROC on held-out families and defects, one normal and one "
         "damaged prompt",
         table(("map", "pooled in each family", "mean of single images"), rows),
         f"**Texts.** A random-word classifier tells {text['held-out words']:.1f} % of "
         f"4,000 prompts with held-out words and {text['letters']:.1f} % with random "
-        "letters rightly. Ten detectors of ten seeds, 2,000 pairs each, give on the "
-        "same images (held out, mean of families) AUROCs from "
-        f"{seeds['lowest']:.1f} to {seeds['highest']:.1f}.",
+        "letters rightly. Ten detectors of ten seeds give on the same images (held "
+        f"out, mean of families) AUROCs {ranges}.",
     ]
 
 
@@ -184,7 +194,7 @@ def real_table(report: dict[str, Any]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("figures", type=Path, help="JSON file of training.evaluate")
+    parser.add_argument("--figures", type=Path, default=FIGURES)
     parser.add_argument("--target", type=Path, default=TARGET)
     options = parser.parse_args(argv)
     report = json.loads(options.figures.read_text())
