@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from tqdm.auto import tqdm
 
 from . import _fork  # noqa: F401  (processes forked later)
 from ._embedding_cache import EmbeddingCache, open_cache
 from ._errors import WeightsNotFound
 from ._images import ImageReadError, check_images, image_name, open_image, read_bytes
+from ._progress import progress_bar
 
 if TYPE_CHECKING:
     from ._loaded_model import LoadedModel
@@ -181,7 +181,7 @@ class OpenCLIP(BaseEstimator):
         if not texts:
             return
         tokens = model.tokenize(texts)
-        with _progress("texts", len(texts)) as progress:
+        with progress_bar(len(texts), "Encoding texts") as progress:
             for rows, n_shared in model.text_batches(tokens, self.batch_size):
                 embeddings = model.encode_tokens(tokens[rows], n_shared)
                 yield [texts[i] for i in rows], embeddings
@@ -247,7 +247,7 @@ class OpenCLIP(BaseEstimator):
                 cache.put_many({item[1]: row for item, row in pairs if item[1]})
             batch.clear()
 
-        with _progress("images", len(images)) as progress:
+        with progress_bar(len(images), "Encoding images") as progress:
             for index, result in enumerate(self._read_all(images, reader)):
                 progress.update()
                 if isinstance(result, ValueError):
@@ -296,7 +296,7 @@ class OpenCLIP(BaseEstimator):
             batch.clear()
             return torch.stack(pixels), list(sizes)
 
-        with _progress("images", len(images)) as progress:
+        with progress_bar(len(images), "Encoding images") as progress:
             for index, result in enumerate(self._read_all(images, read)):
                 progress.update()
                 if isinstance(result, ValueError):
@@ -498,8 +498,3 @@ def _stamp(path: str | None) -> tuple[Any, ...] | None:
         )
     status = os.stat(path)
     return status.st_mtime_ns, status.st_size
-
-
-def _progress(what: str, total: int) -> Any:
-    """A bar for what takes over a second, silent when not a terminal."""
-    return tqdm(total=total, desc=f"Encoding {what}", disable=None, delay=1)

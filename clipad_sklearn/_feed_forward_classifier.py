@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import _fork  # noqa: F401  (processes forked later)
 from ._detector import all_or_nothing
+from ._progress import progress_bar
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -230,7 +231,6 @@ class FeedForwardClassifier(ClassifierMixin, BaseEstimator):
     ) -> None:
         import torch
         from torch.nn import functional
-        from tqdm import tqdm
 
         activation: Any = {
             "relu": torch.relu,
@@ -276,7 +276,7 @@ class FeedForwardClassifier(ClassifierMixin, BaseEstimator):
             ],
             lr=float(self.learning_rate),
         )
-        with tqdm(total=n_steps, disable=not self.verbose, unit="step") as progress:
+        with progress_bar(n_steps, shown=bool(self.verbose), unit="step") as progress:
             while self.n_steps_ < n_steps:
                 order = torch.randperm(len(data), generator=generator)
                 batches = order.tensor_split(n_batches)[: n_steps - self.n_steps_]

@@ -15,10 +15,10 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ._cli_output import writing
 from ._images import open_image
+from ._progress import progress_bar
 
 # Up to so many photos, thumbnails have so many pixels on the longer side: the page
 # stays below some 40 MB at 10,000 photos.
@@ -49,10 +49,12 @@ def write_report(
     if anomaly_maps is not None:
         maps, scale = _encoded_maps(anomaly_maps)
     photos: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        progress_bar(len(scored), "Thumbnails") as progress,
+    ):
         thumbnails = pool.map(functools.partial(_thumbnail, side=side), scored)
-        progress = tqdm(thumbnails, "Thumbnails", len(scored), disable=None, delay=1)
-        for row, (thumbnail, width, height) in zip(scored, progress, strict=True):
+        for row, (thumbnail, width, height) in zip(scored, thumbnails, strict=True):
             photos.append(
                 {
                     "path": row["path"],
@@ -66,6 +68,7 @@ def write_report(
                     "map": maps[len(photos)] if maps else None,
                 }
             )
+            progress.update()
     for row in rows[len(scored) :]:
         empty = dict.fromkeys(("margin", "p_anomaly", "thumbnail", "map"))
         names = {"path": row["path"], "href": _href(row["path"], folder)}

@@ -12,13 +12,13 @@ from scipy.special import expit
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
-from tqdm.auto import tqdm
 
 from ._clip import OpenCLIP, check_clip
 from ._detector import all_or_nothing, names_of_images
 from ._files import replacing
 from ._images import ImageReadError, check_images, image_name, open_image
 from ._map_detector import interpolation, upsampled
+from ._progress import progress_bar
 from ._prompts import PromptSet
 from ._sdp_detector import SDPDetector, stage_ends
 
@@ -306,7 +306,7 @@ class SDPPlusDetector(SDPDetector):
         tokens = _Tokens(clip, tower, ends, self.alias_compat, images, targets.sizes)
         self.loss_curve_ = []
         n_steps = self.n_epochs * -(-len(images) // self.batch_size)
-        with tqdm(total=n_steps, desc="Training", disable=None, delay=1) as progress:
+        with progress_bar(n_steps, "Training") as progress:
             for _ in range(self.n_epochs):
                 order = np.arange(len(images))
                 if self.shuffle:

@@ -300,3 +300,16 @@ def test_layers_that_cannot_be_saved_leave_the_earlier_ones(
         detector.save_layers(path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_no_lock_of_progress_bars_where_nobody_sees_them() -> None:
+    """An interrupt inside tqdm leaves its lock taken, and nothing may wait for it."""
+    from tqdm.auto import tqdm
+
+    detector = make_pipeline(
+        CLIPImageEncoder("tiny"), RandomWordDetector("tiny", n_pairs=50, random_state=0)
+    )
+    photos = [np.full((40, 40, 3), shade, np.uint8) for shade in (50, 200)]
+    with ThreadPoolExecutor(1) as pool, tqdm.get_lock():
+        scored = pool.submit(lambda: detector.fit(photos).score_samples(photos))
+        assert scored.result(timeout=60).shape == (2,)
