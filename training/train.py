@@ -232,6 +232,7 @@ class Trainer:
     def run(self) -> None:
         settings = self.settings
         sums: dict[str, list[float]] = {}
+        means: dict[str, float] = {}
         clock = time.monotonic()
         since_log = since_save = since_validation = self.seconds
         decaying = self.progress >= 1 - settings.decay
@@ -260,7 +261,8 @@ class Trainer:
                 since_validation = self.seconds
                 clock = time.monotonic()
         if self.rank == 0:
-            means = {k: round(float(np.mean(v)), 4) for k, v in sums.items()}
+            if sums:  # or else the last step has just been logged
+                means = {k: round(float(np.mean(v)), 4) for k, v in sums.items()}
             self.save("checkpoint.pt")
             self.log(finished=True, **means)
             if not settings.smoke:
