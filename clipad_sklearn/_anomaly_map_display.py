@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._axes import pyplot
-from ._images import check_images, image_name, open_image
+from ._images import check_images, image_name, mask_array, open_image
 
 # More pixels than this on a side do not show in a figure.
 _LARGEST_SIDE = 1024
@@ -94,8 +94,8 @@ class AnomalyMapDisplay:
             A fitted detector with `anomaly_maps`.
         X : sequence of path, PIL.Image or array, or one array
             The images.
-        masks : sequence of array or None; or None, default=None
-            True masks, whose outlines are drawn.
+        masks : sequence of path, array or None; or None, default=None
+            True masks, whose outlines are drawn. In files they are above 0.
         class_name : str, array-like of str of shape (n_images,) or None, default=None
             What the images show.
         titles : sequence of str or None, default=None
@@ -115,6 +115,7 @@ class AnomalyMapDisplay:
                 f"{type(estimator).__name__} has no anomaly_maps. Use WinCLIPDetector, "
                 "SDPDetector or SDPPlusDetector."
             )
+        X = check_images(X)
         # Maps at the model's size: stretching them is the figure's work.
         maps = estimator.anomaly_maps(X, size="model", class_name=class_name)
         return cls.from_predictions(
@@ -140,8 +141,8 @@ class AnomalyMapDisplay:
             The images.
         anomaly_maps : sequence of array of shape (rows, columns)
             Their maps, of any size.
-        masks : sequence of array or None; or None, default=None
-            True masks, whose outlines are drawn.
+        masks : sequence of path, array or None; or None, default=None
+            True masks, whose outlines are drawn. In files they are above 0.
         titles : sequence of str or None, default=None
             Titles of the images.
         ax : Axes, array-like of Axes or None, default=None
@@ -172,6 +173,8 @@ class AnomalyMapDisplay:
                     "one for each image."
                 )
         images = [_small_image(image) for image in X]
+        if masks is not None:
+            masks = [mask_array(mask) for mask in masks]
         display = cls(images, list(anomaly_maps), masks=masks, titles=titles)
         return display.plot(ax=ax, **plot_params)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from . import metrics
+from . import _images, metrics
 from ._benchmark_tables import PIXEL_METRICS
 from ._cli_output import UsageError, printable, writing
 from ._clip import OpenCLIP
@@ -169,22 +169,20 @@ def read_mask(mask: str, image: str, size: tuple[int, int]) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(mask) as opened, Image.open(image) as photo:
-            width, height = photo.size
-            # From 5 on, EXIF turns the image on its side.
-            if photo.getexif().get(0x0112, 1) >= 5:
-                width, height = height, width
-            if opened.size != (width, height):
-                raise ValueError(
-                    f"the mask {mask} has {opened.width} x {opened.height} pixels, but "
-                    f"its image {width} x {height}"
-                )
-            pixels = np.asarray(opened)
-    except OSError as error:
+        pixels = _images.read_mask(mask)
+    except ValueError as error:
         raise ValueError(f"the mask {mask} cannot be read: {error}") from error
-    if pixels.ndim == 3:
-        pixels = pixels[..., :3].max(axis=2)
-    reduced = Image.fromarray((pixels > 0).astype(np.uint8))
+    with Image.open(image) as photo:
+        width, height = photo.size
+        # From 5 on, EXIF turns the image on its side.
+        if photo.getexif().get(0x0112, 1) >= 5:
+            width, height = height, width
+    if pixels.shape != (height, width):
+        raise ValueError(
+            f"the mask {mask} has {pixels.shape[1]} x {pixels.shape[0]} pixels, but "
+            f"its image {width} x {height}"
+        )
+    reduced = Image.fromarray(pixels.astype(np.uint8))
     return np.asarray(reduced.resize(size[::-1], Image.Resampling.NEAREST)) > 0
 
 
@@ -369,7 +367,8 @@ def _claim(out: Path, described: dict[str, Any]) -> None:
     if path.exists():
         try:
             found = json.loads(path.read_text())
-        except ValueError:
+            found["settings"]
+        except (ValueError, TypeError, KeyError):
             raise UsageError(f"{path}: is not of a benchmark") from None
         if found != described:
             differing = sorted(

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
@@ -34,8 +35,8 @@ def calibrate_threshold(
     Parameters
     ----------
     detector : outlier detector
-        Fitted, or a fitted Pipeline or search that ends in one. Its ``offset_`` is
-        changed in place.
+        Fitted, or a fitted Pipeline, search or FrozenEstimator of one. Its
+        ``offset_`` is changed in place.
     X : sequence of length n_samples
         What the detector scores, such as images or paths.
     y : array-like of shape (n_samples,) or None, default=None
@@ -107,7 +108,7 @@ def calibrate_threshold(
         )
     if not isinstance(max_false_alarm, Real) or not 0 <= max_false_alarm < 1:
         raise ValueError(f"max_false_alarm must be in [0, 1), got {max_false_alarm!r}.")
-    last = _last_step(detector)
+    last = last_step(detector)
     check_is_fitted(last)
     for attribute in ("score_samples", "offset_"):
         if not hasattr(last, attribute):
@@ -124,12 +125,14 @@ def calibrate_threshold(
     return detector
 
 
-def _last_step(detector: Any) -> Any:
+def last_step(detector: Any) -> Any:
     while True:
         if isinstance(detector, Pipeline):
             detector = detector.steps[-1][1]
         elif hasattr(detector, "best_estimator_"):
             detector = detector.best_estimator_
+        elif isinstance(detector, FrozenEstimator):
+            detector = detector.estimator
         else:
             return detector
 
@@ -152,7 +155,7 @@ def _score_samples(detector: Any, X: Any, params: dict[str, Any]) -> np.ndarray:
         listed = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
         raise ValueError(
             f"{len(bad)} of {len(scores)} scores are not finite, at index {listed}. "
-            "Images that cannot be read are scored NaN: leave them out of X and y."
+            "Leave these samples out of X and y."
         )
     return scores
 

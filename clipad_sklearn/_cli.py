@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import __version__
-from ._cli_output import UsageError, printable
+from ._cli_output import UsageError, as_usage_error, printable
 
 # Methods that give anomaly maps.
 _MAP_METHODS = ("winclip", "sdp", "sdp+")
@@ -213,7 +213,8 @@ def _add_threshold(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         type=_number(float),
         metavar="T",
-        help="photos with a margin below T are anomalous",
+        help="photos with a margin below T are anomalous; a T such as -1e-3 needs the "
+        "form --threshold=-1e-3",
     )
     threshold.add_argument(
         "--contamination",
@@ -555,10 +556,11 @@ def _run_cache(arguments: argparse.Namespace) -> int:
 
     if not os.path.isdir(arguments.folder):
         raise UsageError(f"{arguments.folder}: no such folder")
-    cache = FolderCache(arguments.folder)
-    if arguments.action == "clear":
-        cache.clear()
-    report = cache.verify() if arguments.action == "verify" else cache.info()
+    with as_usage_error():
+        cache = FolderCache(arguments.folder)
+        if arguments.action == "clear":
+            cache.clear()
+        report = cache.verify() if arguments.action == "verify" else cache.info()
     for name, value in report.items():
         print(f"{name}: {printable(str(value))}")
     return 0

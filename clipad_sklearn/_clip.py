@@ -53,14 +53,15 @@ class OpenCLIP(BaseEstimator):
     model_name : str, default="ViT-B-16-plus-240"
         A model of open_clip; ``"hf-hub:organisation/name"``; a folder that holds
         ``open_clip_config.json`` and ``open_clip_model.safetensors``; or ``"tiny"``,
-        the small model that ships with this library. ``"tiny"`` is for trying things
-        out, for tests and for documentation. It is no substitute for a real CLIP.
+        the small model that ships with this library (a folder of that name is
+        ``"./tiny"``). ``"tiny"`` is for trying things out, for tests and for
+        documentation. It is no substitute for a real CLIP.
     pretrained : str or None, default="laion400m_e32"
         Which weights, for a model of open_clip: a tag, a checkpoint file, or the word
-        ``"random"`` (seeded random weights, for tests). Ignored for the hub, folders
-        and ``"tiny"``. A bare checkpoint file records neither the mean and standard
-        deviation of its preprocessing nor its activation function: the model name is
-        trusted for both.
+        ``"random"`` (seeded random weights, for tests). For the hub and folders
+        anything but ``"random"`` is ignored, for ``"tiny"`` everything. A bare
+        checkpoint file records neither the mean and standard deviation of its
+        preprocessing nor its activation function: the model name is trusted for both.
     device : str, default="auto"
         A torch device. ``"auto"`` is CUDA where there is one, else the CPU.
     precision : {"auto", "fp32", "bf16", "fp16"}, default="auto"
@@ -271,11 +272,12 @@ class OpenCLIP(BaseEstimator):
         return rows, failures
 
     def _pixel_batches(
-        self, images: Sequence[Any]
+        self, images: Sequence[Any], positions: Sequence[int] | np.ndarray | None = None
     ) -> Iterator[tuple[Any, list[tuple[int, int]]]]:
         """Yield batches of preprocessed pixels, and (height, width) of each image.
 
-        After an image that cannot be read, the rest is only read to name all of them.
+        After an image that cannot be read, the rest is only read to name all of them,
+        by their `positions`, where these are not simply counted.
         """
         import torch
 
@@ -300,11 +302,15 @@ class OpenCLIP(BaseEstimator):
             for index, result in enumerate(self._read_all(images, read)):
                 progress.update()
                 if isinstance(result, ValueError):
-                    failures.append((index, image_name(images[index]), str(result)))
+                    if batch:
+                        yield stack()
+                    position = index if positions is None else int(positions[index])
+                    failures.append((position, image_name(images[index]), str(result)))
                 elif not failures:
                     batch.append(result)
                     if len(batch) == self.batch_size:
                         yield stack()
+        failures.sort()
         if failures:
             raise ImageReadError(failures)
         if batch:
@@ -350,23 +356,29 @@ class OpenCLIP(BaseEstimator):
         """What models of this process are told apart by."""
         source = self._source()
         stamps = tuple(_stamp(path) for path in source)
-        return *source, *stamps, self.device, self.precision, self.cache_dir
+        device, precision = self.device, self.precision
+        if device == "auto":
+            import torch
+
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if precision == "auto" and str(device) == "cpu":
+            precision = "fp32"
+        return *source, *stamps, str(device), precision, self.cache_dir
 
     def _source(self) -> tuple[str, str | None]:
-        """Return where the model comes from; an existing folder wins over a name."""
+        """Return where the model comes from; a folder wins over any name but tiny."""
         name = os.fspath(self.model_name)
-        if os.path.isdir(name):
-            return name, "random" if self.pretrained == "random" else None
         if name == "tiny":
             return TINY, None
-        if name.startswith("hf-hub:"):
+        if os.path.isdir(name) or name.startswith("hf-hub:"):
             return name, "random" if self.pretrained == "random" else None
         pretrained = self.pretrained
         return name, None if pretrained is None else os.fspath(pretrained)
 
     def _n_features(self) -> int | None:
         """Number of features of an embedding, None while the model is not loaded."""
-        model = _models.get(self._key())
+        # An empty table spares the import of torch.
+        model = _models.get(self._key()) if _models else None
         return None if model is None else model.embedding_width
 
     def _check_settings(self) -> None:

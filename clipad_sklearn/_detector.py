@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit
+from sklearn import get_config
 from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import metrics
@@ -179,7 +182,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         """
         return self._probabilities(self._checked_margins(X))
 
-    def score(self, X: Any, y: Any) -> float:
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the area under the ROC curve.
 
         Parameters
@@ -188,13 +191,15 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             The samples, of the kind that `fit` takes.
         y : array-like of shape (n_samples,)
             Labels: {-1, +1} with -1 anomalous, or {0, 1} or bool with 1 anomalous.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the samples.
 
         Returns
         -------
         float
             In [0, 1].
         """
-        return metrics.auroc(y, -self.score_samples(X))
+        return _auroc(y, self.score_samples(X), sample_weight)
 
 
 class ClassNameDetector(BaseDetector):
@@ -276,7 +281,9 @@ class ClassNameDetector(BaseDetector):
         """
         return self._probabilities(self._checked_margins(X, class_name=class_name))
 
-    def score(self, X: Any, y: Any, class_name: Any = None) -> float:
+    def score(
+        self, X: Any, y: Any, sample_weight: Any = None, class_name: Any = None
+    ) -> float:
         """Return the area under the ROC curve.
 
         Parameters
@@ -285,6 +292,8 @@ class ClassNameDetector(BaseDetector):
             The samples, of the kind that `fit` takes.
         y : array-like of shape (n_samples,)
             Labels: {-1, +1} with -1 anomalous, or {0, 1} or bool with 1 anomalous.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the samples.
         class_name : str, array-like of str of shape (n_samples,) or None, default=None
             What the images show. None is what `fit` was given.
 
@@ -293,7 +302,35 @@ class ClassNameDetector(BaseDetector):
         float
             In [0, 1].
         """
-        return metrics.auroc(y, -self.score_samples(X, class_name=class_name))
+        margins = self.score_samples(X, class_name=class_name)
+        return _auroc(y, margins, sample_weight)
+
+    def fit_predict(self, X: Any, y: Any = None, class_name: Any = None) -> np.ndarray:
+        """Fit, and return the verdict for each sample.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+        y : None, or what `fit` takes, default=None
+            The second argument of `fit`.
+        class_name : str, array-like of str of shape (n_samples,) or None, default=None
+            What the images show, for both.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), dtype int
+            +1 for normal, -1 for anomalous.
+        """
+        self.fit(X, y, class_name=class_name)
+        return self.predict(X, class_name=class_name)
+
+
+def _auroc(y: Any, margins: np.ndarray, sample_weight: Any) -> float:
+    if sample_weight is None:
+        return metrics.auroc(y, -margins)
+    is_anomalous = metrics.to_outlier_labels(y)
+    return float(roc_auc_score(is_anomalous, -margins, sample_weight=sample_weight))
 
 
 class EmbeddingMixin:
@@ -302,11 +339,27 @@ class EmbeddingMixin:
     clip: Any
     n_features_in_: int
 
-    def _check_embeddings(self, X: Any, *, reset: bool) -> np.ndarray:
+    def _check_embeddings(self, X: Any, *, reset: bool) -> Any:
+        if X is None:  # in `fit`: nothing is known of an earlier one's features
+            self.__dict__.pop("feature_names_in_", None)
+            return None
         if not reset and not hasattr(self, "feature_names_in_"):
             # Fitted without names, or without images: names of X mean nothing then.
             X = np.asarray(X) if hasattr(X, "columns") else X
-        return validate_data(self, X, reset=reset, dtype=[np.float64, np.float32])
+        try:
+            return validate_data(self, X, reset=reset, dtype=[np.float64, np.float32])
+        except ValueError as error:
+            if "contains NaN" not in str(error):
+                raise
+            rows = np.flatnonzero(np.isnan(np.asarray(X, np.float64)).any(axis=1))
+            listed = ", ".join(map(str, rows[:10])) + (
+                ", ..." if len(rows) > 10 else ""
+            )
+            raise ValueError(
+                f"Input X contains NaN, in {len(rows)} of {len(X)} rows: {listed}. "
+                "Images that could not be read give such rows with on_error='nan'. "
+                "Leave them out: X[np.isfinite(X).all(axis=1)]."
+            ) from None
 
     def _encode_prompts(self, prompts: list[str], n_features: int | None) -> np.ndarray:
         """Encode prompts for embeddings of images that have `n_features`, if known."""
@@ -339,8 +392,32 @@ def names_of_images(class_name: Any, n_images: int | None) -> list[str]:
     return [str(name) for name in names]
 
 
-def class_name_for(method: Any, class_name: Any) -> dict[str, Any]:
+def fit_named(detector: Any, X: Any, class_name: Any) -> Any:
+    """Fit a detector, or a Pipeline that ends in one, with names if it takes them."""
+    if class_name is None:
+        return detector.fit(X)
+    if not isinstance(detector, Pipeline):
+        return detector.fit(X, **_class_name_for(detector.fit, class_name))
+    step, last = detector.steps[-1]
+    names = _class_name_for(last.fit, class_name)
+    if not get_config()["enable_metadata_routing"]:
+        names = {f"{step}__{name}": value for name, value in names.items()}
+    return detector.fit(X, **names)
+
+
+def score_named(detector: Any, X: Any, class_name: Any) -> np.ndarray:
+    """Score with a detector, or a Pipeline that ends in one, as `fit_named` fits."""
+    if class_name is None:
+        return detector.score_samples(X)
+    if isinstance(detector, Pipeline):
+        # Pipeline.score_samples passes on no other argument than X.
+        X = detector[:-1].transform(X) if len(detector) > 1 else X
+        return score_named(detector[-1], X, class_name)
+    names = _class_name_for(detector.score_samples, class_name)
+    return detector.score_samples(X, **names)
+
+
+def _class_name_for(method: Any, class_name: Any) -> dict[str, Any]:
     """Return `class_name` as a keyword for a method that takes it."""
-    if class_name is None or "class_name" not in inspect.signature(method).parameters:
-        return {}
-    return {"class_name": class_name}
+    takes = "class_name" in inspect.signature(method).parameters
+    return {"class_name": class_name} if takes else {}

@@ -11,7 +11,7 @@ from sklearn.base import clone
 from sklearn.utils import Bunch, Tags, get_tags
 from sklearn.utils.metaestimators import _BaseComposition
 
-from ._detector import ClassNameDetector, all_or_nothing, class_name_for
+from ._detector import ClassNameDetector, all_or_nothing, fit_named, score_named
 
 _METHODS = ("mean", "max", "harmonic", "logit_mean")
 
@@ -153,9 +153,9 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
             raise ValueError(f"method={self.method!r}: expected one of {_METHODS}.")
         self._log_weights()
         self.detectors_ = [
-            clone(detector).fit(X, **class_name_for(detector.fit, class_name))
-            for _, detector in self.detectors
+            fit_named(clone(detector), X, class_name) for _, detector in self.detectors
         ]
+        self.__dict__.pop("feature_names_in_", None)
         if hasattr(self.detectors_[0], "feature_names_in_"):
             self.feature_names_in_ = self.detectors_[0].feature_names_in_
         self._set_offset(X, class_name=class_name)
@@ -199,12 +199,7 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
 
     def _margins(self, X: Any, class_name: Any = None) -> np.ndarray:
         margins = np.stack(
-            [
-                detector.score_samples(
-                    X, **class_name_for(detector.score_samples, class_name)
-                )
-                for detector in self.detectors_
-            ]
+            [score_named(detector, X, class_name) for detector in self.detectors_]
         )
         if self.method == "max":
             return margins.min(axis=0)

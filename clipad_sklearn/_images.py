@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,8 +155,15 @@ def check_images(images: Any) -> Sequence[Any]:
 
 
 def _check_array_of_images(images: np.ndarray) -> Sequence[Any]:
-    if images.ndim == 1 and images.dtype.kind in "OUS":
+    if images.ndim == 1 and images.dtype.kind == "S":
+        return [os.fsdecode(path) for path in images.tolist()]
+    if images.ndim == 1 and images.dtype.kind in "OU":
         return images.tolist()
+    if images.ndim == 2 and images.dtype.kind in "OUS":
+        raise ValueError(
+            f"Expected a list of images, got a table of shape {images.shape}. Pass the "
+            "column that holds the paths: X[:, 0]."
+        )
     if images.ndim == 2 or (images.ndim == 3 and images.shape[-1] in (1, 3, 4)):
         raise ValueError(
             f"Expected a list of images, got one array of shape {images.shape}, which "
@@ -208,12 +215,30 @@ def open_image(image: Any) -> Image.Image:
     `image` may also be the bytes of a file, as `read_bytes` returns them. Raises
     ValueError with a short reason.
     """
+    if isinstance(image, np.ndarray):
+        return _image_from_array(image)
+    return _opened(image, _to_rgb)
+
+
+def read_mask(mask: Any) -> np.ndarray:
+    """Return which pixels of a mask, a path or a `PIL.Image`, are above 0.
+
+    Raises ValueError with a short reason.
+    """
+    return _opened(mask, _above_zero)
+
+
+def mask_array(mask: Any) -> Any:
+    """Read a mask that is not None or an array already."""
+    return mask if mask is None or isinstance(mask, np.ndarray) else read_mask(mask)
+
+
+def _opened(image: Any, convert: Callable[[Image.Image], Any]) -> Any:
+    """Return what `convert` makes of a path, a file's bytes or a `PIL.Image`."""
     from PIL import Image, ImageOps
 
     if isinstance(image, (str, os.PathLike)):
         image = read_bytes(image)
-    if isinstance(image, np.ndarray):
-        return _image_from_array(image)
     lock: Any = contextlib.nullcontext()
     try:
         if isinstance(image, bytes):
@@ -229,7 +254,7 @@ def open_image(image: Any) -> Image.Image:
             if min(image.size) == 0:
                 raise ValueError("the image has no pixels")
             image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
+        return convert(image)
     except Image.UnidentifiedImageError:
         raise ValueError("not an image, or of an unknown format") from None
     except Image.DecompressionBombError as error:
@@ -241,6 +266,15 @@ def open_image(image: Any) -> Image.Image:
     except Exception as e:
         # Decoders raise all kinds of errors on truncated or damaged files.
         raise ValueError(f"truncated or corrupt ({str(e) or type(e).__name__})") from e
+
+
+def _above_zero(image: Image.Image) -> np.ndarray:
+    # Numbers as they are in the file: 0 and 1, labels from 1 on, or 0 and 255.
+    pixels = np.asarray(image)
+    if pixels.ndim == 3:
+        seen = [k for k, band in enumerate(image.getbands()) if band not in "Aa"]
+        pixels = pixels[..., seen].max(axis=2)
+    return pixels > 0
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -287,6 +321,7 @@ _CHAN = (1, 3, 4)
 
 
 def _to_eight_bits(pixels: np.ndarray) -> np.ndarray:
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == np.bool_:
@@ -295,10 +330,11 @@ def _to_eight_bits(pixels: np.ndarray) -> np.ndarray:
         return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if pixels.dtype.kind == "f":
         low, high = pixels.min(), pixels.max()
-        if not (low >= 0 and high <= 1):  # also catches NaN
+        # Rounding of float32 may go a little beyond. This also catches NaN.
+        if not (low >= -1e-6 and high <= 1 + 1e-6):
             raise ValueError(
-                f"float pixels must lie in [0, 1], found [{low:g}, {high:g}]; divide "
-                "8-bit values by 255"
+                f"float pixels must lie in [0, 1], found [{low:.9g}, {high:.9g}]; "
+                "divide 8-bit values by 255"
             )
         return np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
     raise ValueError(

@@ -30,6 +30,13 @@ logger = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CONFIG = "open_clip_config.json"
+# Texts that tokenizers of different settings cut differently.
+_PROBES = [
+    "",
+    "A Photo of the FLAWLESS bolt,  close-up!",
+    "it's 3/4 &amp; 10% <b>off</b>; _under_score\n\tna\u00efve \u65e5\u672c e\u0301",
+    "bolt " * 300,
+]
 
 
 def resolve_device(device: str) -> str:
@@ -78,8 +85,18 @@ class LoadedModel:
             array = tensor.detach().cpu().contiguous().numpy()
             digest.update(f"{name}{array.dtype}{array.shape}".encode())
             digest.update(array.reshape(-1).view(np.uint8))
-        # The state does not tell the activation or the way of pooling.
+        # The state does not tell the activation, the number of heads, the way of
+        # pooling, masks, or how texts become tokens.
         digest.update(str(self.model).encode())
+        for name, module in self.model.named_modules():
+            for key, value in sorted(vars(module).items()):
+                if not key.startswith("_") and _is_setting(value):
+                    digest.update(f"{name} {key}={value!r}\n".encode())
+            for key, buffer in module.named_buffers(recurse=False):
+                array = buffer.detach().cpu().contiguous().numpy()
+                digest.update(f"{name} {key} {array.shape}".encode() + array.tobytes())
+        digest.update(self.tokenize(_PROBES).numpy().tobytes())
+        digest.update(repr(_vocabulary(self.tokenizer)).encode("utf-8", "replace"))
         return digest.hexdigest()
 
     @functools.cached_property
@@ -228,6 +245,20 @@ class LoadedModel:
         self.dtype = torch.float16
         cosine = (exact * self.encode_pixels(pixels)).sum(axis=1).min()
         return torch.float16 if cosine >= 0.9999 else torch.float32
+
+
+def _is_setting(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_setting(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _vocabulary(tokenizer: Any) -> list[tuple[str, int]]:
+    """What a tokenizer knows, of open_clip's own or of a hub's."""
+    if hasattr(tokenizer, "encoder"):
+        return sorted(tokenizer.encoder.items())
+    inner: Any = getattr(tokenizer, "tokenizer", None)
+    return sorted(inner.get_vocab().items()) if hasattr(inner, "get_vocab") else []
 
 
 def _normalised(features: torch.Tensor) -> np.ndarray:

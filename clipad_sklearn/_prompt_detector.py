@@ -150,8 +150,7 @@ class PromptDetector(EmbeddingMixin, ClassNameDetector):
             raise ValueError(
                 f"temperature={self.temperature!r}: expected a number > 0."
             )
-        if X is not None:
-            X = self._check_embeddings(X, reset=True)
+        X = self._check_embeddings(X, reset=True)
         default = class_name if isinstance(class_name, str) else self.class_name
         names = [default]
         if class_name is not None and not isinstance(class_name, str):

@@ -184,8 +184,7 @@ class RandomWordDetector(EmbeddingMixin, BaseDetector):
                 "center='modality' needs images for their mean, but X is None."
             )
         classifier = self._new_classifier()
-        if X is not None:
-            X = self._check_embeddings(X, reset=True)
+        X = self._check_embeddings(X, reset=True)
         random_state = check_random_state(self.random_state)
         normal, anomalous = random_word_prompts(
             self.n_pairs,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ._axes import ANOMALOUS, NEUTRAL, NORMAL, axes_of
+from ._calibration import last_step
 from .metrics import to_outlier_labels
 
 
@@ -89,8 +90,7 @@ class ScoreDisplay:
                 "or a Pipeline that ends in one."
             )
         margins = estimator.score_samples(X)
-        last = estimator[-1] if hasattr(estimator, "steps") else estimator
-        threshold = getattr(last, "offset_", None)
+        threshold = getattr(last_step(estimator), "offset_", None)
         return cls.from_predictions(margins, y, threshold=threshold, **plot_params)
 
     @classmethod

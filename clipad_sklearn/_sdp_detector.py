@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from ._clip import OpenCLIP, check_clip
 from ._detector import all_or_nothing
+from ._images import check_images
 from ._map_detector import MapDetector, upsampled
 from ._prompt_detector import PromptDetector
 from ._prompts import PromptSet
@@ -225,6 +226,7 @@ class SDPDetector(MapDetector):
         ).fit(None, class_name=one)
 
     def _set_thresholds(self, X: Any, class_name: Any) -> None:
+        X = None if X is None else check_images(X)
         if self.image_score == "prompts+map":
             parts = self._score_parts(X, class_name)
             self.score_range_ = np.stack([parts.min(axis=1), parts.max(axis=1)], axis=1)
@@ -240,6 +242,13 @@ class SDPDetector(MapDetector):
     def _margins(self, X: Any, class_name: Any = None) -> np.ndarray:
         if self.image_score == "prompts":
             return self._prompt_margins(X, class_name)
+        if not hasattr(self, "score_range_"):
+            raise ValueError(
+                "image_score='prompts+map' needs the range of its parts, which layers "
+                "from a file do not have. Set warm_start=True and call fit(X) with "
+                "images, or use image_score='prompts'."
+            )
+        X = check_images(X)
         lowest, highest = self.score_range_.T[:, :, np.newaxis]
         # A single image has no range.
         spread = np.where(highest > lowest, highest - lowest, 1)

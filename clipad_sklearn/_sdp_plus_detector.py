@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from ._clip import OpenCLIP, check_clip
 from ._detector import all_or_nothing, names_of_images
 from ._files import replacing
-from ._images import ImageReadError, check_images, image_name, open_image
+from ._images import ImageReadError, check_images, image_name, read_mask
 from ._map_detector import interpolation, upsampled
 from ._progress import progress_bar
 from ._prompts import PromptSet
@@ -224,8 +224,9 @@ class SDPPlusDetector(SDPDetector):
             Auxiliary images. None will do where nothing is trained and no threshold
             asked for: with ``warm_start=True`` and layers at hand.
         masks : sequence of path, array or None; or None, default=None
-            For each image a mask of its size, and of 0 and 1, 0 and 255, or bool; or
-            None for an image without anomaly.
+            For each image a mask of its size, or None for an image without anomaly.
+            Arrays hold 0 and 1, 0 and 255, or bool; in files anomalous pixels are above
+            0.
         class_name : str, array-like of str of shape (n_images,) or None, default=None
             What the images show. None is the parameter of that name. One string is
             also the default of later calls.
@@ -235,6 +236,7 @@ class SDPPlusDetector(SDPDetector):
         SDPPlusDetector
             The fitted detector.
         """
+        X = None if X is None else check_images(X)
         self._check_parameters(X)
         self._check_training()
         trained = self.warm_start and hasattr(self, "coefs_")
@@ -247,11 +249,36 @@ class SDPPlusDetector(SDPDetector):
             raise ValueError("There are masks, but X is None: pass their images.")
         self._fit_prompts(class_name)
         if masks is not None:
-            self._train(check_images(X), masks, class_name)
+            import torch
+
+            with torch.inference_mode(False), torch.enable_grad():
+                self._train(X, masks, class_name)
         else:
             self._check_layers(self.coefs_, self.intercepts_, "The layers at hand")
         self._set_thresholds(X, class_name)
         return self
+
+    def fit_predict(
+        self, X: Any, masks: Any = None, class_name: Any = None
+    ) -> np.ndarray:
+        """Train the layers, and return the verdict for each image.
+
+        Parameters
+        ----------
+        X : sequence of images
+            The images.
+        masks : sequence of path, array or None; or None, default=None
+            As for `fit`.
+        class_name : str, array-like of str of shape (n_images,) or None, default=None
+            What the images show, for both.
+
+        Returns
+        -------
+        ndarray of shape (n_images,), dtype int
+            +1 for normal, -1 for anomalous.
+        """
+        X = check_images(X)
+        return self.fit(X, masks, class_name=class_name).predict(X, class_name)
 
     # -- training ------------------------------------------------------------------
 
@@ -515,7 +542,8 @@ class _Tokens:
 
     def _computed(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         start = 0
-        for pixels, sizes in self.clip._pixel_batches([self.images[i] for i in order]):
+        images = [self.images[i] for i in order]
+        for pixels, sizes in self.clip._pixel_batches(images, order):
             batch = order[start : start + len(sizes)]
             start += len(sizes)
             for index, size in zip(batch, sizes, strict=True):
@@ -588,7 +616,7 @@ def _read_masks(masks: Any, n_images: int, size: tuple[int, int]) -> _Masks:
 
 def _mask_pixels(mask: Any) -> np.ndarray:
     if not isinstance(mask, np.ndarray):
-        return np.asarray(open_image(mask).convert("L")) > 127
+        return read_mask(mask)
     if mask.ndim != 2 or mask.size == 0:
         raise ValueError(f"array of shape {mask.shape}: expected (height, width)")
     if mask.dtype == np.bool_:

@@ -10,7 +10,8 @@ import numpy as np
 from sklearn.base import clone
 
 from ._clip import OpenCLIP, check_clip
-from ._detector import all_or_nothing, class_name_for
+from ._detector import all_or_nothing, fit_named, score_named
+from ._images import check_images
 from ._map_detector import MapDetector, upsampled
 from ._prompt_detector import PromptDetector
 
@@ -159,9 +160,9 @@ class WinCLIPDetector(MapDetector):
                 "embeddings with score_samples and predict_proba, such as "
                 "PromptDetector or RandomWordDetector."
             )
+        X = None if X is None else check_images(X)
         embeddings = None if X is None else clip.encode_image(X)
-        names = class_name_for(scorer.fit, class_name)
-        self.scorer_ = clone(scorer).fit(embeddings, **names)
+        self.scorer_ = fit_named(clone(scorer), embeddings, class_name)
         width = clip._model().embedding_width
         expected = getattr(self.scorer_, "n_features_in_", width)
         if expected != width:
@@ -178,8 +179,7 @@ class WinCLIPDetector(MapDetector):
         return self.scorer_
 
     def _score(self, embeddings: np.ndarray, class_name: Any) -> np.ndarray:
-        names = class_name_for(self.scorer_.score_samples, class_name)
-        return self.scorer_.score_samples(embeddings, **names)
+        return score_named(self.scorer_, embeddings, class_name)
 
     def _margins(self, X: Any, class_name: Any = None) -> np.ndarray:
         return self._score(check_clip(self.clip).encode_image(X), class_name)

@@ -13,6 +13,7 @@ masks and anomaly maps in place of labels and scores. `pro` always does.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from sklearn.metrics import (
     precision_recall_curve,
     roc_auc_score,
 )
+
+from ._images import read_mask
 
 __all__ = ["aupr", "auroc", "f1_max", "get_scorer", "pro", "to_outlier_labels"]
 
@@ -106,8 +109,9 @@ def auroc(y_true: Labels, anomaly_scores: Scores) -> float:
     ----------
     y_true : array-like of shape (n_samples,), or sequence of masks
         Labels in {-1, +1} with -1 for anomalous, or in {0, 1} or bool with 1 for
-        anomalous. For pixels: one mask (H, W) of 0 and 1 or bool per image, None
-        for an image without anomaly. Sizes may differ between images.
+        anomalous. For pixels: per image one mask (H, W) of 0 and 1 or bool, the path
+        of one in which anomalous pixels are above 0, or None for an image without
+        anomaly. Sizes may differ between images.
     anomaly_scores : array-like of shape (n_samples,), or sequence of maps
         Higher means more anomalous: ``-detector.score_samples(X)``. For pixels:
         one map (H, W) per image, of the size of its mask.
@@ -220,10 +224,10 @@ def pro(
 
     Parameters
     ----------
-    masks : sequence of array (H, W) or None
-        For each image a mask of 0 and 1 or bool, or None for an image without
-        anomaly. Sizes may differ between images. Anomalous pixels that touch,
-        corners included, form a region.
+    masks : sequence of array (H, W), path or None
+        For each image a mask of 0 and 1 or bool, the path of one in which anomalous
+        pixels are above 0, or None for an image without anomaly. Sizes may differ
+        between images. Anomalous pixels that touch, corners included, form a region.
     anomaly_maps : sequence of array (H, W)
         Maps of the sizes of the masks. Higher means more anomalous.
     max_fpr : float in (0, 1], default=0.3
@@ -330,8 +334,8 @@ def _check_pairs(y_true: Any, anomaly_scores: Any) -> tuple[np.ndarray, np.ndarr
     if len(bad):
         raise ValueError(
             f"{len(bad)} of {len(scores)} scores are not finite (first at index "
-            f"{bad[0]}: {scores[bad[0]]}). Leave these samples out; detectors score "
-            "images that they could not read as NaN."
+            f"{bad[0]}: {scores[bad[0]]}). Leave these samples out; score_images, for "
+            "one, gives NaN for images that cannot be read."
         )
     return is_anomalous, scores
 
@@ -371,6 +375,13 @@ def _check_maps(
             )
         if mask is None:
             mask = np.zeros(anomaly_map.shape, dtype=bool)
+        if isinstance(mask, (str, os.PathLike)):
+            try:
+                mask = read_mask(mask)
+            except ValueError as error:
+                raise ValueError(
+                    f"Mask {index}, {os.fsdecode(mask)}: {error}."
+                ) from error
         mask = np.asarray(mask)
         if mask.shape != anomaly_map.shape:
             raise ValueError(
@@ -477,8 +488,8 @@ def get_scorer(metric: str) -> Callable[[Any, Any, ArrayLike], float]:
         ``scorer(estimator, X, y)`` takes ``estimator.score_samples(X)``, where
         higher means more normal, turns its sign, and returns the metric. Labels of
         both conventions are right. Metrics of pixels take
-        ``estimator.anomaly_maps(X)``, and as `y` a list of masks, None for an image
-        without anomaly. It can be pickled.
+        ``estimator.anomaly_maps(X)``, and as `y` a list of masks, as for `pro`. It can
+        be pickled.
 
     Raises
     ------

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.model_selection import GridSearchCV
@@ -303,7 +304,7 @@ SCORES = [1.0, 2.0, 3.0]
             [np.nan, 1.0, np.nan],
             None,
             {},
-            "2 of 3 scores are not finite, at index 0, 2. Images that cannot be read",
+            "2 of 3 scores are not finite, at index 0, 2. Leave these samples out",
         ),
         ([1.0, np.inf], [1, -1], {}, "1 of 2 scores are not finite, at index 1."),
         ([np.nan] * 12, None, {}, "at index 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...."),
@@ -328,3 +329,15 @@ def test_what_cannot_be_calibrated(data):
         calibrate_threshold(make_pipeline(StandardScaler()).fit(X), X)
     with pytest.raises(TypeError, match="is not an estimator instance"):
         calibrate_threshold("detector", X)
+
+
+def test_frozen_detectors(data):
+    X = data[0]
+    frozen = FrozenEstimator(IsolationForest(random_state=0).fit(X))
+    calibrate_threshold(frozen, X, max_false_alarm=0.2)
+    other = IsolationForest(random_state=0).fit(X)
+    calibrate_threshold(other, X, max_false_alarm=0.2)
+    assert frozen.estimator.offset_ == other.offset_
+    np.testing.assert_array_equal(frozen.predict(X), other.predict(X))
+    pipeline = make_pipeline(StandardScaler(), frozen).fit(X)
+    assert calibrate_threshold(pipeline, X) is pipeline

@@ -530,3 +530,12 @@ def test_cache(few: Path, tmp_path: Path, capsys) -> None:
     assert main(["cache", "verify", cache]) == 0
     assert main(["cache", "clear", cache]) == 0
     assert "entries: 0\n" in capsys.readouterr().out
+
+
+def test_damaged_cache(tmp_path: Path, capsys) -> None:
+    (tmp_path / "embeddings-v1.sqlite").write_bytes(b"no database" * 1000)
+    for action in ("info", "verify"):
+        assert main(["cache", action, str(tmp_path)]) == 2
+        assert "Delete the file" in capsys.readouterr().err
+    assert main(["cache", "clear", str(tmp_path)]) == 0
+    assert "entries: 0\n" in capsys.readouterr().out

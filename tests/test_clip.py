@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -461,3 +463,52 @@ def test_hub_out_of_reach(clip: str, tmp_path: Path) -> None:
     for remedy in ("clipad models --download", "local path", 'clip="tiny"'):
         assert remedy in result.stdout
     assert time.monotonic() - start < 60, "30 s, and the start of Python and torch"
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "value"),
+    [
+        ("vision_cfg", "head_width", 32),
+        ("vision_cfg", "pool_type", "avg"),
+        ("text_cfg", "pool_type", "last"),
+        ("text_cfg", "no_causal_mask", True),
+        ("text_cfg", "tokenizer_kwargs", {"clean": "canonicalize"}),
+    ],
+)
+def test_cached_embeddings_are_of_this_architecture(
+    part: str, setting: str, value: Any, photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    """Settings that change embeddings, but no weight, are told apart."""
+    folder = tmp_path / "clip"
+    shutil.copytree(TINY, folder)
+    path = folder / "open_clip_config.json"
+    clip = OpenCLIP(str(folder), embedding_cache=str(tmp_path / "cache"))
+    texts = ["a photo of a bolt, broken!", "Scratched."]
+    before = [clip.encode_image(photos), clip.encode_text(texts)]
+    config = json.loads(path.read_text())
+    settings = config["model_cfg"][part]
+    if isinstance(value, dict):
+        value = {**settings[setting], **value}
+    settings[setting] = value
+    path.write_text(json.dumps(config))
+    uncached = OpenCLIP(str(folder), embedding_cache=None)
+    now = [uncached.encode_image(photos), uncached.encode_text(texts)]
+    assert not all(np.allclose(a, b) for a, b in zip(before, now, strict=True))
+    np.testing.assert_allclose(clip.encode_image(photos), now[0], atol=1e-6)
+    np.testing.assert_allclose(clip.encode_text(texts), now[1], atol=1e-6)
+
+
+def test_equal_settings_share_one_model() -> None:
+    model = OpenCLIP("tiny")._model()
+    assert OpenCLIP("tiny", precision="fp32")._model() is model or (
+        model.device != "cpu"
+    )
+    assert OpenCLIP("tiny", device=model.device)._model() is model
+
+
+def test_a_folder_named_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    assert OpenCLIP("tiny").encode_text(["a"]).shape == (1, 128)
+    with pytest.raises(WeightsNotFound):
+        OpenCLIP("./tiny").encode_text(["a"])

@@ -22,6 +22,7 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import SVC
 
 from clipad_sklearn import (
@@ -648,3 +649,94 @@ def test_nothing_loads_a_model(
     assert loads == []
     fitted.predict(photos)
     assert len(loads) == 1
+
+
+def test_fit_predict_with_names_of_images(embeddings: np.ndarray) -> None:
+    names = ["flawless bolt"] * 30 + ["damaged fabric"] * 30
+    detector = PromptDetector("tiny", contamination=0.2)
+    verdicts = detector.fit_predict(embeddings, class_name=names)
+    assert (verdicts == -1).sum() == 12
+    np.testing.assert_array_equal(
+        verdicts, detector.predict(embeddings, class_name=names)
+    )
+    with config_context(enable_metadata_routing=True):
+        last = PromptDetector("tiny", contamination=0.2)
+        last.set_fit_request(class_name=True).set_predict_request(class_name=True)
+        pipeline = make_pipeline(FunctionTransformer(), last)
+        routed = pipeline.fit_predict(embeddings, class_name=names)
+    np.testing.assert_array_equal(routed, verdicts)
+
+
+@pytest.mark.parametrize("routing", [False, True])
+def test_score_of_a_pipeline(routing: bool, embeddings: np.ndarray) -> None:
+    y = np.repeat([1, -1], 30)
+    with config_context(enable_metadata_routing=routing):
+        pipeline = make_pipeline(FunctionTransformer(), PromptDetector("tiny"))
+        expected = PromptDetector("tiny").fit(None).score(embeddings, y)
+        assert pipeline.fit(embeddings).score(embeddings, y) == expected
+        search = GridSearchCV(
+            pipeline, {"promptdetector__prompts": ["clip-ac"]}, cv=ZeroShotSplit()
+        ).fit(embeddings, y)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+@pytest.mark.parametrize(
+    "detector", [PromptDetector("tiny"), RandomWordDetector("tiny", **FAST)]
+)
+def test_score_with_weights(detector: Any, embeddings: np.ndarray) -> None:
+    """A weight of two is the sample twice."""
+    y = np.repeat([0, 1], 30)
+    weights = np.arange(60) % 3
+    twice = np.repeat(np.arange(60), weights)
+    detector = detector.fit(None)
+    assert detector.score(embeddings, y, sample_weight=weights) == pytest.approx(
+        detector.score(embeddings[twice], y[twice])
+    )
+
+
+@pytest.mark.parametrize("routing", [False, True])
+def test_names_reach_members_that_are_pipelines(
+    routing: bool, embeddings: np.ndarray
+) -> None:
+    names = ["bolt", "nut"] * 30
+    alone = FusionDetector([("a", PromptDetector("tiny"))])
+    with config_context(enable_metadata_routing=routing):
+        last = PromptDetector("tiny")
+        if routing:
+            last.set_fit_request(class_name=True)
+        member = make_pipeline(FunctionTransformer(), last)
+        fused = FusionDetector([("a", member)]).fit(embeddings, class_name=names)
+        scores = fused.score_samples(embeddings, class_name=names)
+    np.testing.assert_array_equal(
+        scores,
+        alone.fit(embeddings, class_name=names).score_samples(
+            embeddings, class_name=names
+        ),
+    )
+    assert not np.allclose(scores, alone.score_samples(embeddings))
+
+
+@pytest.mark.parametrize(
+    "detector", [PromptDetector("tiny"), RandomWordDetector("tiny", **FAST)]
+)
+def test_rows_of_images_that_could_not_be_read(
+    detector: Any, embeddings: np.ndarray
+) -> None:
+    embeddings[[3, 7]] = np.nan
+    with pytest.raises(ValueError, match=r"NaN, in 2 of 60 rows: 3, 7\. .*on_error"):
+        detector.fit(None).score_samples(embeddings)
+
+
+def test_names_of_features_are_forgotten(embeddings: np.ndarray) -> None:
+    pd = pytest.importorskip("pandas")
+    width = embeddings.shape[1]
+    first = pd.DataFrame(embeddings, columns=[f"a{k}" for k in range(width)])
+    second = pd.DataFrame(embeddings, columns=[f"b{k}" for k in range(width)])
+    for detector in (
+        PromptDetector("tiny"),
+        RandomWordDetector("tiny", **FAST),
+        FusionDetector([("a", PromptDetector("tiny"))]),
+    ):
+        assert detector.fit(first).feature_names_in_[0] == "a0"
+        assert not hasattr(detector.fit(None), "feature_names_in_")
+        assert len(detector.score_samples(second)) == len(second)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from clipad_sklearn import CLIPImageEncoder, ImageReadError, list_images
-from clipad_sklearn._images import check_images, open_image
+from clipad_sklearn._images import check_images, open_image, read_mask
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
@@ -199,6 +199,7 @@ class TestCheckImages:
             (Image.new("RGB", (4, 4)), ValueError, "Wrap it in a list"),
             (RAMP, ValueError, "Wrap it in a list"),
             (RAMP[:, :, 0], ValueError, "Wrap it in a list"),
+            (np.array([["a.png"], ["b.png"]]), ValueError, r"X\[:, 0\]"),
             (np.zeros(5), ValueError, "n, height, width"),
             (np.zeros((2, 2, 2, 2, 2)), ValueError, "n, height, width"),
             (None, ValueError, "got None"),
@@ -223,6 +224,9 @@ class TestCheckImages:
         assert len(check_images(np.stack([RAMP, RAMP]))) == 2
         assert len(check_images(np.zeros((5, 8, 8)))) == 5
 
+    def test_paths_as_bytes(self) -> None:
+        assert check_images(np.array([b"a.png", b"b.png"])) == ["a.png", "b.png"]
+
 
 class TestListImages:
     def test_recursive_sorted_and_only_images(self, tmp_path: Path) -> None:
@@ -242,3 +246,31 @@ class TestListImages:
     def test_not_a_folder(self, tmp_path: Path) -> None:
         with pytest.raises(NotADirectoryError, match="is not a folder"):
             list_images(tmp_path / "missing")
+
+
+def test_arrays_that_are_nearly_as_they_should_be() -> None:
+    rounded = np.full((4, 4), np.float32(1.0000002))
+    assert np.asarray(open_image(rounded)).min() == 255
+    assert np.asarray(open_image(np.full((4, 4), np.float32(-1e-7)))).max() == 0
+    with pytest.raises(ValueError, match=r"found \[0, 1.001\]"):
+        open_image(np.array([[0, 1.001]]))
+    swapped = np.array([[0, 257], [65535, 514]], dtype=">u2")
+    assert np.asarray(open_image(swapped))[..., 0].tolist() == [[0, 1], [255, 2]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "RGB", "RGBA", "LA"])
+def test_masks_are_above_zero(mode: str, tmp_path: Path) -> None:
+    expected = np.eye(6, dtype=bool)
+    if mode == "1":
+        image = Image.fromarray(expected)
+    elif mode == "I;16":
+        image = Image.fromarray(expected.astype(np.uint16) * 3)
+    elif mode == "P":
+        image = Image.frombytes("P", (6, 6), (expected * 2).astype(np.uint8).tobytes())
+        image.putpalette([0, 0, 0, 9, 9, 9, 0, 0, 0])
+    else:
+        image = Image.fromarray(expected.astype(np.uint8) * 4).convert(mode)
+    path = tmp_path / "mask.png"
+    image.save(path)
+    np.testing.assert_array_equal(read_mask(path), expected)
+    np.testing.assert_array_equal(read_mask(Image.open(path)), expected)

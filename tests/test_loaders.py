@@ -18,6 +18,8 @@ from trees import (
     write_visa_one_class,
 )
 
+from clipad_sklearn import SDPPlusDetector, metrics, plotting
+from clipad_sklearn._images import read_mask
 from clipad_sklearn.datasets import (
     load_image_folder,
     load_mvtec_ad,
@@ -254,3 +256,30 @@ def test_image_folders_that_are_none(mvtec: Path, tmp_path: Path) -> None:
     remove("hole", "003_mask.png")(masks)
     with pytest.raises(FileNotFoundError, match="1 images have no mask"):
         load_image_folder(mvtec / "wood" / "test", mask_folder=masks)
+
+
+def test_masks_fit_detectors_and_metrics(visa: Path) -> None:
+    """Masks of small numbers, as VisA has them, from the Bunch and from its frame."""
+    pytest.importorskip("pandas")
+    data = load_visa(visa, "candle", as_frame=True)
+    for path in filter(None, data.masks):
+        with Image.open(path) as opened:
+            pixels = np.asarray(opened) > 0
+        Image.fromarray(pixels.astype(np.uint8) * 2).save(path)
+    assert [type(mask) for mask in data.frame["mask"]] == [type(m) for m in data.masks]
+    detector = SDPPlusDetector(
+        "tiny", n_epochs=1, sigma=2, temperature=0.2, random_state=0
+    )
+    coefs = detector.fit(data.images, data.masks).coefs_
+    detector.fit(data.frame["image"], data.frame["mask"])
+    np.testing.assert_array_equal(detector.coefs_, coefs)
+    masks = [None if mask is None else read_mask(mask) for mask in data.masks]
+    detector.fit(data.images, masks)
+    np.testing.assert_array_equal(detector.coefs_, coefs)
+    maps = detector.anomaly_maps(data.images)
+    score = metrics.get_scorer("pro")(detector, data.images, data.masks)
+    assert score == metrics.pro(masks, maps)
+    display = plotting.AnomalyMapDisplay.from_predictions(
+        data.images, maps, masks=data.frame["mask"]
+    )
+    assert display.masks[data.masks.index(None)] is None

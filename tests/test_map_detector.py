@@ -400,3 +400,25 @@ def test_scorers_of_pixels(
         scorer(detector, photos, None)
     with pytest.raises(TypeError, match="PromptDetector has no anomaly_maps"):
         scorer(PromptDetector("tiny"), photos, masks)
+
+
+@pytest.mark.parametrize("kind", ["winclip", "sdp", "sdp+"])
+def test_maps_before_an_unreadable_image(kind: str, photos: list[np.ndarray]) -> None:
+    detector = fitted(kind, OpenCLIP("tiny", batch_size=2))
+    maps = detector.iter_anomaly_maps([*photos[:3], "missing.png", *photos[3:]])
+    for photo in photos[:3]:
+        assert next(maps).shape == photo.shape[:2]
+    with pytest.raises(ImageReadError, match=r"3: missing.png: no such file"):
+        next(maps)
+
+
+def test_generators_of_images(photos: list[np.ndarray]) -> None:
+    """Also where images are gone through more than once."""
+    for detector in (
+        WinCLIPDetector("tiny", contamination=0.25, pixel_contamination=0.1),
+        SDPDetector("tiny", image_score="prompts+map", contamination=0.25),
+    ):
+        scores = detector.fit(iter(photos)).score_samples(iter(photos))
+        np.testing.assert_array_equal(
+            scores, detector.fit(photos).score_samples(photos)
+        )

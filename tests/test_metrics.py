@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import (
@@ -446,3 +447,15 @@ def test_bounds_and_symmetry(scores, n_anomalous):
     assert auroc(y, scores) == pytest.approx(auroc(~y, -scores), abs=1e-12)
     assert 0 < aupr(y, scores) <= 1
     assert 2 * share / (1 + share) - 1e-12 <= f1_max(y, scores) <= 1
+
+
+def test_masks_from_files(tmp_path):
+    mask = np.zeros((8, 6), dtype=bool)
+    mask[2:4, 1:5] = True
+    path = tmp_path / "mask.png"
+    Image.fromarray(mask.astype(np.uint8) * 3).save(path)
+    maps = [np.random.default_rng(k).random((8, 6)) for k in range(2)]
+    for metric in (*METRICS, pro):
+        assert metric([str(path), None], maps) == metric([mask, None], maps)
+    with pytest.raises(ValueError, match=r"Mask 1, missing.png: no such file"):
+        auroc([path, "missing.png"], maps)

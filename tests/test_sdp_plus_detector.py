@@ -245,3 +245,40 @@ def test_search_by_pixels(data: Any) -> None:
         error_score="raise",
     ).fit(data.images, data.masks)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+def test_fit_predict(data: Any) -> None:
+    detector = SDPPlusDetector("tiny", contamination=0.25, **FAST)
+    verdicts = detector.fit_predict(iter(data.images), data.masks)
+    np.testing.assert_array_equal(verdicts, detector.predict(data.images))
+    assert (verdicts == -1).sum() == len(data.images) // 4
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_training_where_gradients_are_off(context: Any, data: Any) -> None:
+    expected = SDPPlusDetector("tiny", **FAST).fit(data.images, data.masks).coefs_
+    with context():
+        detector = SDPPlusDetector("tiny", **FAST).fit(data.images, data.masks)
+    np.testing.assert_array_equal(detector.coefs_, expected)
+
+
+def test_the_range_that_loaded_layers_lack(data: Any, tmp_path: Path) -> None:
+    path = tmp_path / "layers.safetensors"
+    SDPPlusDetector("tiny", **FAST).fit(data.images, data.masks).save_layers(path)
+    detector = SDPPlusDetector("tiny", image_score="prompts+map", **FAST)
+    detector.load_layers(path)
+    assert len(detector.anomaly_maps(data.images[:2])) == 2
+    with pytest.raises(ValueError, match=r"Set warm_start=True and call fit\(X\)"):
+        detector.score_samples(data.images)
+    detector.set_params(warm_start=True).fit(data.images)
+    assert len(detector.score_samples(data.images)) == len(data.images)
+
+
+def test_unreadable_images_are_named_by_their_place(
+    data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sdp_plus_detector, "_LARGEST_KEPT_BYTES", 0)
+    images = [*data.images[:5], "bad.png", *data.images[6:]]
+    detector = SDPPlusDetector("tiny", shuffle=True, **FAST)
+    with pytest.raises(ImageReadError, match=r"  5: bad.png: no such file"):
+        detector.fit(images, data.masks)

@@ -576,7 +576,8 @@ def _with_frame(data: Bunch) -> Bunch:
         "image": data.images,
         "target": data.target,
         "defect": data.defect,
-        "mask": data.masks,
+        # Or else pandas turns None into NaN.
+        "mask": pd.Series(data.masks or [None] * len(data.images), dtype=object),
         "category": data.category,
     }
     data.frame = pd.DataFrame(columns)
