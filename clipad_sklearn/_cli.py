@@ -183,8 +183,8 @@ columns of the output:
     parser.add_argument(
         "--clip",
         metavar="CLIP",
-        help="model/tag (see `clipad models`), hf-hub:organisation/name, a folder, a "
-        "checkpoint file, or tiny (default: ViT-B-16-plus-240/laion400m_e32)",
+        help="model/tag (see `clipad models`), hf-hub:organisation/name, a folder, "
+        "model/checkpoint-file, or tiny (default: ViT-B-16-plus-240/laion400m_e32)",
     )
     parser.add_argument("--class-name", metavar="NAME", help="what the photos show")
     parser.add_argument(
@@ -196,6 +196,11 @@ columns of the output:
     _add_threshold(parser)
     _add_outputs(parser)
     _add_clip_settings(parser)
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="of the model (default: auto; `clipad models --time` measures)",
+    )
     parser.add_argument(
         "--embedding-cache",
         metavar="FOLDER",
@@ -225,8 +230,9 @@ def _add_threshold(parser: argparse.ArgumentParser) -> None:
     threshold.add_argument(
         "--calibrate",
         nargs="+",
-        metavar=("GOOD_FOLDER", "BAD_FOLDER"),
-        help="set the threshold from good photos, or from good and bad ones (best F1)",
+        metavar=("GOOD", "BAD"),
+        help="set the threshold from a folder of good photos, or from that and folders "
+        "of bad ones (best F1)",
     )
     group.add_argument(
         "--max-false-alarm",
@@ -300,17 +306,18 @@ def _add_benchmark(commands: Any) -> None:
         "benchmark",
         _run_benchmark,
         help="measure methods on a labelled data set, or compare two such runs",
-        description="Measure methods on a labelled data set. Run again with the same "
+        description="Measure methods on a labelled data set. Run again with the same\n"
         "options, an interrupted benchmark goes on where it was.\n\n"
         "  clipad benchmark --data mvtec --root mvtec_ad --out results\n"
         "  clipad benchmark compare first/results.json second/results.json",
         epilog="""\
 layouts of --root:
-  mvtec      CATEGORY/test/good, CATEGORY/test/DEFECT, CATEGORY/ground_truth/DEFECT
+  mvtec      CATEGORY/test/good, CATEGORY/test/DEFECT,
+             CATEGORY/ground_truth/DEFECT
   visa       as downloaded, with split_csv/1cls.csv, or the one-class layout
   sewer-ml   SewerML_Val.csv, and the images in any folders
-  folder     good, and one folder for each defect; masks in ground_truth, if any.
-             With --categories, each of these is such a folder
+  folder     good, and one folder for each defect; masks in ground_truth, if
+             any. With --categories, each of these is such a folder
 
 methods:
   clip-ac              one normal and one anomalous prompt
@@ -320,10 +327,11 @@ methods:
   winclip              windows of patches, scored with prompts; has maps
   winclip-random-word  the same, scored with random words (seeded); has maps
   sdp                  CLIP-AD's staged dual path; has maps
-  sdp-plus             with layers trained on 600 generated images (seeded); has maps
+  sdp-plus             with layers trained on 600 generated images; has maps
 
 files in --out: results.json, results.csv, results.md, and times.csv. Metrics of
-pixels are taken at the size of the model's input. Exit status 1: a category failed.
+pixels are taken at the size of the model's input. Exit status 1: a category
+failed.
 """,
     )
     parser.add_argument(
@@ -465,13 +473,8 @@ def _check_score(arguments: argparse.Namespace) -> None:
                 option = "--" + name.replace("_", "-")
                 raise UsageError(f"{option} has no effect beside --load: it is saved")
     _check_maps(arguments)
-    if arguments.calibrate is None:
-        if arguments.max_false_alarm is not None:
-            raise UsageError("--max-false-alarm needs --calibrate")
-    elif len(arguments.calibrate) > 2:
-        raise UsageError(
-            "--calibrate takes one or two folders; put PATH before the options"
-        )
+    if arguments.calibrate is None and arguments.max_false_alarm is not None:
+        raise UsageError("--max-false-alarm needs --calibrate")
     is_file = arguments.out is not None and arguments.out.endswith((".csv", ".json"))
     if arguments.dask is not None:
         if arguments.out is None or is_file:

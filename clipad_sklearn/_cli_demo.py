@@ -48,10 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
     truth = dict(zip(paths, data.defect, strict=True))
     shown = [row | {"truth": truth[row["path"]] or "good"} for row in rows[:_SHOWN]]
     print_table(shown, ("rank", "p_anomaly", "truth", "path"))
-    print(f"... and {len(rows) - len(shown)} more")
+    if len(rows) > len(shown):
+        print(f"... and {len(rows) - len(shown)} more")
     print(f"AUROC of all {len(rows)}: {auroc(data.target, -margins):.3f}")
     print(f"All scores: {printable(str(scores))}")
-    print("Your own photos: clipad score FOLDER --clip tiny")
+    print("Your own photos: clipad score FOLDER --clip tiny --report report.html")
     print("With a real CLIP, which is downloaded first: clipad score FOLDER")
     return 0
 

@@ -102,6 +102,7 @@ def _time(clip: OpenCLIP) -> None:
         if cosine >= _LEAST_COSINE and duration < best[1]:
             best = (precision, duration)
     print(
-        f"Recommended: OpenCLIP(..., precision={best[0]!r}), the fastest whose cosine "
-        f"to fp32 is at least {_LEAST_COSINE}."
+        f"Recommended: OpenCLIP(..., precision={best[0]!r}), or --precision {best[0]} "
+        f"of `clipad score`, the fastest whose cosine to fp32 is at least "
+        f"{_LEAST_COSINE}."
     )

@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from ._clip import check_clip
 from ._detector import BaseDetector
 from ._fusion_detector import FusionDetector
 from ._image_encoder import CLIPImageEncoder
-from ._images import list_images
+from ._images import list_images, other_files
 from ._prompt_detector import PromptDetector
 from ._random_word_detector import RandomWordDetector
 from ._score_images import (
@@ -169,6 +170,8 @@ def find_images(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         paths = _expand(argument)
         if not paths:
             notes.append(f"no image found in {argument}")
+        if os.path.isdir(argument):
+            notes += _left_out(argument)
         for path in paths:
             found.setdefault(os.path.normcase(os.path.realpath(path)), path)
     paths = list(found.values())
@@ -186,6 +189,19 @@ def _expand(argument: str) -> list[str]:
     for match in sorted(glob.glob(argument, recursive=True)):
         paths += list_images(match) if os.path.isdir(match) else [match]
     return paths
+
+
+def _left_out(folder: str) -> list[str]:
+    """Return a remark on the files of a folder that are not taken for images."""
+    kinds = Counter(
+        os.path.splitext(name)[1].lower() or "no ending" for name in other_files(folder)
+    )
+    if not kinds:
+        return []
+    ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{kind} {count}" for kind, count in ordered[:5])
+    more = ", ..." if len(kinds) > 5 else ""
+    return [f"{folder}: {kinds.total()} other files left out ({listed}{more})"]
 
 
 # -- the detector --------------------------------------------------------------
@@ -286,7 +302,7 @@ def _set_clip(encoder: CLIPImageEncoder, arguments: argparse.Namespace) -> OpenC
 
 
 def _with_settings(clip: OpenCLIP, arguments: argparse.Namespace) -> OpenCLIP:
-    names = ("device", "batch_size", "embedding_cache")
+    names = ("device", "batch_size", "precision", "embedding_cache")
     given = {name: getattr(arguments, name) for name in names}
     return clip.set_params(**{k: v for k, v in given.items() if v is not None})
 
@@ -329,18 +345,19 @@ def _calibrate(
     Returns how many of them could not be read.
     """
     paths = [path for folder in folders for path in folder]
-    labels = np.repeat((1, -1)[: len(folders)], [len(folder) for folder in folders])
+    of_folder = [1, *[-1] * (len(folders) - 1)]
+    labels = np.repeat(of_folder, [len(folder) for folder in folders])
     with as_usage_error():
         embeddings, failures = clip._encode_images(paths, "nan")
         _say_failures(failures)
         readable = np.isfinite(embeddings).all(axis=1)
-        if len(np.unique(labels[readable])) < len(folders):
+        if len(np.unique(labels[readable])) < min(len(folders), 2):
             raise ValueError("--calibrate: a folder has no image that can be read")
         share = 0.05 if max_false_alarm is None else max_false_alarm
         calibrate_threshold(
             scorer,
             embeddings[readable],
-            labels[readable] if len(folders) == 2 else None,
+            labels[readable] if len(folders) > 1 else None,
             strategy=None if max_false_alarm is None else "max_false_alarm",
             max_false_alarm=share,
         )
@@ -500,7 +517,8 @@ def _say_result(
         f"{n_scored} scored, {n_anomalous} called anomalous, {n_unreadable} unreadable"
     )
     if threshold != "none":
-        print(f"threshold {offset:.4g} ({threshold})")
+        # With all digits: given back with --threshold, it gives the same verdicts.
+        print(f"threshold {float(offset)!r} ({threshold})")
     written = (arguments.out, arguments.report, arguments.save, arguments.maps)
     for path in written:
         if path is not None:

@@ -34,7 +34,7 @@ class CLIPImageEncoder(TransformerMixin, BaseEstimator):
     ----------
     clip : OpenCLIP, str, PathLike or None, default=None
         Which CLIP: an :class:`OpenCLIP`, ``"model/pretrained"``,
-        ``"hf-hub:organisation/name"``, a folder or checkpoint file, or ``"tiny"``. None
+        ``"hf-hub:organisation/name"``, a folder, ``"model/file"``, or ``"tiny"``. None
         is ``OpenCLIP()``. The detector behind the encoder needs the same one.
     on_error : {"raise", "nan"}, default="raise"
         What to do about images that cannot be read: raise an

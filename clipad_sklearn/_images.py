@@ -6,7 +6,8 @@ import contextlib
 import io
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
 
 _EXTENSIONS = frozenset(
     [
+        ".avif",
         ".bmp",
         ".dib",
         ".gif",
+        ".heic",
+        ".heif",
         ".j2k",
         ".jfif",
         ".jp2",
@@ -82,8 +86,9 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     Parameters
     ----------
     folder : str or PathLike
-        The folder. Files are recognised by their extension, whatever its case;
-        hidden files and folders (names that begin with a dot) are left out.
+        The folder. Files are recognised by their extension, whatever its case: those
+        of AVIF, BMP, GIF, HEIC, JPEG, JPEG 2000, PNG, PNM, TGA, TIFF and WebP. Hidden
+        files and folders (names that begin with a dot) are left out.
 
     Returns
     -------
@@ -109,16 +114,24 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     folder = os.fspath(folder)
     if not os.path.isdir(folder):
         raise NotADirectoryError(f"{folder!r} is not a folder")
-    paths = []
+    return sorted(path for path in _files(folder) if _has_extension(path))
+
+
+def other_files(folder: str) -> list[str]:
+    """List the files that `list_images` leaves out, but for hidden ones."""
+    return [path for path in _files(folder) if not _has_extension(path)]
+
+
+def _has_extension(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in _EXTENSIONS
+
+
+def _files(folder: str) -> Iterator[str]:
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [
-            os.path.join(parent, name)
-            for name in files
-            if not name.startswith(".")
-            and os.path.splitext(name)[1].lower() in _EXTENSIONS
-        ]
-    return sorted(paths)
+        for name in files:
+            if not name.startswith("."):
+                yield os.path.join(parent, name)
 
 
 def check_images(images: Any) -> Sequence[Any]:
@@ -327,6 +340,14 @@ def _to_eight_bits(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype == np.bool_:
         return pixels.astype(np.uint8) * np.uint8(255)
     if pixels.dtype == np.uint16:
+        if 256 <= pixels.max() < 4096:
+            # The same words for each, so that Python shows them once.
+            warnings.warn(
+                "A 16-bit image has no value above 4095, so it is seen nearly black. "
+                "If its camera gives 10 or 12 bits, multiply the pixels by 64 or 16.",
+                UserWarning,
+                stacklevel=2,
+            )
         return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if pixels.dtype.kind == "f":
         low, high = pixels.min(), pixels.max()

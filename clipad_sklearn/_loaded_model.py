@@ -290,7 +290,10 @@ def _create(model_name: str, pretrained: str | None, cache_dir: str | None) -> A
         "cache_dir": cache_dir,
     }
     try:
-        with _offline_if_unreachable() if from_hub else contextlib.nullcontext():
+        with (
+            _offline_if_unreachable() if from_hub else contextlib.nullcontext(),
+            _no_root_errors(),
+        ):
             if random:
                 # Not the weights that the folder or hub may hold.
                 arguments["load_weights"] = False
@@ -305,6 +308,27 @@ def _create(model_name: str, pretrained: str | None, cache_dir: str | None) -> A
     except Exception as error:
         raise _explain(error, model_name, pretrained, cache_dir) from error
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _no_root_errors() -> Iterator[None]:
+    """Drop the errors that open_clip logs: it raises them too.
+
+    It logs to the root logger, and would give that a handler where it has none.
+    """
+    root = logging.getLogger()
+    handler = logging.NullHandler()
+
+    def below_error(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+    root.addHandler(handler)
+    root.addFilter(below_error)
+    try:
+        yield
+    finally:
+        root.removeFilter(below_error)
+        root.removeHandler(handler)
 
 
 @contextlib.contextmanager
@@ -404,22 +428,30 @@ def _explain(
                 f"{str(error).splitlines()[0]}"
             )
         return ValueError(
-            f"The checkpoint {place!r} cannot be read: it is truncated, damaged or not "
-            f"a checkpoint ({str(error).splitlines()[0]})."
+            f"The checkpoint {place!r} cannot be read as {model_name!r}: it is "
+            "truncated, damaged, not a checkpoint, or one of another model, which "
+            f"'MODEL/{place}' names ({str(error).splitlines()[0]})."
         )
-    looked = place if local else (cache_dir or "the default cache folders, the hub")
     wanted = model_name if pretrained is None else f"{model_name}/{pretrained}"
-    return _not_found(wanted, str(looked), str(error).splitlines()[0])
+    if local:
+        return _not_found(wanted, str(place), str(error).splitlines()[0])
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = cache_dir or f"{HF_HUB_CACHE}, {os.path.expanduser('~/.cache/clip')}"
+    reason = str(error).splitlines()[0]
+    return _not_found(wanted, f"{folders}, the hub", reason, download=wanted)
 
 
-def _not_found(wanted: str, looked: str, reason: str) -> WeightsNotFound:
+def _not_found(
+    wanted: str, looked: str, reason: str, download: str = "MODEL/TAG"
+) -> WeightsNotFound:
     return WeightsNotFound(
         f"The weights of {wanted!r} were not found. Looked in: {looked} ({reason}).\n"
-        "Remedies:\n"
+        "Remedies (`clip`, or --clip of the command):\n"
         "  1. where there is a network, download them: clipad models --download "
-        f"{wanted}\n"
-        "  2. pass a local path: a checkpoint file as `pretrained`, or a folder with "
-        f"{_CONFIG} and open_clip_model.safetensors as the model\n"
+        f"{download}\n"
+        "  2. pass a local path: MODEL/CHECKPOINT-FILE, or a folder with "
+        f"{_CONFIG} and open_clip_model.safetensors\n"
         '  3. to try things out without any download: clip="tiny"'
     )
 

@@ -31,8 +31,8 @@ class PromptDetector(EmbeddingMixin, ClassNameDetector):
     ----------
     clip : OpenCLIP, str, PathLike or None, default=None
         Which CLIP, the same as the encoder's: an :class:`OpenCLIP`,
-        ``"model/pretrained"``, ``"hf-hub:organisation/name"``, a folder or checkpoint
-        file, or ``"tiny"``. None is ``OpenCLIP()``.
+        ``"model/pretrained"``, ``"hf-hub:organisation/name"``, a folder,
+        ``"model/file"``, or ``"tiny"``. None is ``OpenCLIP()``.
     prompts : {"clip-ac", "winclip", "clip-ad"} or PromptSet, default="winclip"
         States and templates: one normal and one anomalous prompt, the ensemble of
         WinCLIP (7 and 4 states, 22 templates), or that of CLIP-AD (9 and 10 states, 22

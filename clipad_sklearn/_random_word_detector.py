@@ -36,8 +36,8 @@ class RandomWordDetector(EmbeddingMixin, BaseDetector):
     ----------
     clip : OpenCLIP, str, PathLike or None, default=None
         Which CLIP, the same as the encoder's: an :class:`OpenCLIP`,
-        ``"model/pretrained"``, ``"hf-hub:organisation/name"``, a folder or checkpoint
-        file, or ``"tiny"``. None is ``OpenCLIP()``.
+        ``"model/pretrained"``, ``"hf-hub:organisation/name"``, a folder,
+        ``"model/file"``, or ``"tiny"``. None is ``OpenCLIP()``.
     n_pairs : int, default=10_000
         Number of pairs of prompts.
     n_words : int or (int, int), default=(1, 5)

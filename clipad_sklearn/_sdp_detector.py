@@ -36,7 +36,7 @@ class SDPDetector(MapDetector):
     ----------
     clip : OpenCLIP, str, PathLike or None, default=None
         Which CLIP: an :class:`OpenCLIP`, ``"model/pretrained"``,
-        ``"hf-hub:organisation/name"``, a folder or checkpoint file, or ``"tiny"``. None
+        ``"hf-hub:organisation/name"``, a folder, ``"model/file"``, or ``"tiny"``. None
         is ``OpenCLIP()``. It needs a vision transformer of open_clip's own that does
         not pool by attention.
     prompts : {"clip-ac", "winclip", "clip-ad"} or PromptSet, default="clip-ad"

@@ -34,7 +34,7 @@ class WinCLIPDetector(MapDetector):
     ----------
     clip : OpenCLIP, str, PathLike or None, default=None
         Which CLIP: an :class:`OpenCLIP`, ``"model/pretrained"``,
-        ``"hf-hub:organisation/name"``, a folder or checkpoint file, or ``"tiny"``. None
+        ``"hf-hub:organisation/name"``, a folder, ``"model/file"``, or ``"tiny"``. None
         is ``OpenCLIP()``. It needs a vision transformer of open_clip's own.
     scorer : detector or None, default=None
         Any detector on embeddings with `score_samples` (a margin) and `predict_proba`,

@@ -9,7 +9,7 @@ draws that curve, and what changes with the words themselves, with
 For figures of your own, give a folder that holds ``good`` and one folder for each
 defect, and a CLIP::
 
-    python plot_benchmark_and_ablation.py mvtec_ad/screw/test ViT-B-32/openai
+    python plot_benchmark_and_ablation.py mvtec_ad/screw/test ViT-B-32-quickgelu/openai
 """
 
 # %%

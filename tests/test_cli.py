@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -231,7 +232,10 @@ def test_calibrate_on_good_images(
     assert verdicts(report) == ["anomalous"] * 3 + ["normal"] * 9
     shown = capsys.readouterr()
     threshold = report["scores"][0]["threshold"]
-    assert f"threshold {threshold:.4g} (--calibrate)" in shown.out
+    assert f"threshold {threshold!r} (--calibrate)" in shown.out
+    again = score(tmp_path, good, *TINY, f"--threshold={threshold!r}")
+    assert again["scores"] == report["scores"]
+    capsys.readouterr()
     assert "less than one" not in shown.err
     # At the default of 0.05 none of twelve may be called anomalous.
     report = score(tmp_path, good, *TINY, "--calibrate", good)
@@ -252,6 +256,15 @@ def test_calibrate_on_good_and_bad_images(
     best = max(2 * sum(is_bad[:cut]) / (sum(is_bad) + cut) for cut in cuts)
     assert f1 == pytest.approx(best)
     assert "uncalibrated" not in capsys.readouterr().err
+    # Bad photos in two folders are the same as in one.
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(bad, first)
+    second.mkdir()
+    for path in sorted(first.iterdir())[::2]:
+        path.rename(second / path.name)
+    folders = (good, str(first), str(second))
+    again = score(tmp_path, good, bad, *TINY, "--calibrate", *folders)
+    assert again["scores"] == report["scores"]
 
 
 def test_an_unreadable_calibration_image_is_named(
@@ -289,7 +302,7 @@ def test_a_saved_threshold_is_kept(folder: Path, tmp_path: Path, capsys) -> None
         (["score", "few", "--contamination", "0"], "0 is not in"),
         (["score", "few", "--contamination", "0.1", "--threshold", "1"], "not allowed"),
         (["score", "few", "--max-false-alarm", "0.1"], "needs --calibrate"),
-        (["score", "few", "--calibrate", "a", "b", "c"], "one or two folders"),
+        (["score", "--calibrate", "a", "b", "c"], "required: PATH"),
         (["score", "few", "--out", "scores.txt"], "must end in .csv or .json"),
         (["score", "few", "--load", "d", "--clip", "tiny"], "--clip has no effect"),
         (["score", "few", "--load", "d", "--method", "prompt"], "--method has no"),
@@ -539,3 +552,25 @@ def test_damaged_cache(tmp_path: Path, capsys) -> None:
         assert "Delete the file" in capsys.readouterr().err
     assert main(["cache", "clear", str(tmp_path)]) == 0
     assert "entries: 0\n" in capsys.readouterr().out
+
+
+def test_other_files_are_counted(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("a.dng", "b.DNG", "notes.txt", "LICENSE", ".hidden"):
+        (few / name).write_text("no photo")
+    score(tmp_path, str(few), *TINY)
+    left_out = "4 other files left out (.dng 2, .txt 1, no ending 1)"
+    assert left_out in capsys.readouterr().err
+    score(tmp_path, str(few / "*.png"), *TINY)
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_precision(few: Path, tmp_path: Path) -> None:
+    exact, rough = (
+        score(tmp_path, str(few), *TINY, "--precision", precision)
+        for precision in ("fp32", "bf16")
+    )
+    margins = [[row["margin"] for row in run["scores"]] for run in (exact, rough)]
+    assert margins[0] != margins[1]
+    assert exact["scores"] == score(tmp_path, str(few), *TINY)["scores"]

@@ -400,7 +400,10 @@ class TestErrors:
 
     @pytest.mark.parametrize("name", ["truncated.safetensors", "truncated.pt"])
     def test_truncated_checkpoint(self, name: str, checkpoint_folder: Path) -> None:
-        with pytest.raises(ValueError, match="truncated, damaged or not a checkpoint"):
+        with pytest.raises(
+            ValueError,
+            match="truncated, damaged, not a checkpoint, or one of another model",
+        ):
             OpenCLIP("ViT-B-32", str(checkpoint_folder / name))._model()
 
     def test_checkpoint_of_another_model(self, checkpoint_folder: Path) -> None:
@@ -512,3 +515,26 @@ def test_a_folder_named_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert OpenCLIP("tiny").encode_text(["a"]).shape == (1, 128)
     with pytest.raises(WeightsNotFound):
         OpenCLIP("./tiny").encode_text(["a"])
+
+
+def test_no_error_is_logged_twice() -> None:
+    """open_clip logs what it raises, and gives the root logger a handler."""
+    code = (
+        "import logging\n"
+        "from clipad_sklearn import OpenCLIP, WeightsNotFound\n"
+        "try:\n    OpenCLIP('ViT-B-32', 'missing.pt').encode_text(['a'])\n"
+        "except WeightsNotFound as error:\n    print(error)\n"
+        "OpenCLIP('ViT-B-32', 'random').encode_text(['a'])\n"
+        "print(logging.getLogger().handlers, logging.getLogger().filters)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=Path(clipad_sklearn.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert result.stderr == ""
+    assert "clipad models --download MODEL/TAG" in result.stdout
+    assert result.stdout.endswith("[] []\n")

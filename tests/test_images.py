@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -274,3 +275,21 @@ def test_masks_are_above_zero(mode: str, tmp_path: Path) -> None:
     image.save(path)
     np.testing.assert_array_equal(read_mask(path), expected)
     np.testing.assert_array_equal(read_mask(Image.open(path)), expected)
+
+
+@pytest.mark.parametrize(
+    ("highest", "warns"), [(200, False), (4095, True), (4096, False)]
+)
+def test_cameras_of_twelve_bits(highest: int, warns: bool) -> None:
+    pixels = np.linspace(0, highest, 64).reshape(8, 8).astype(np.uint16)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        open_image(pixels)
+    assert ["no value above 4095" in str(w.message) for w in caught] == [True] * warns
+
+
+def test_every_ending_of_a_photo(tmp_path: Path) -> None:
+    names = ["a.AVIF", "b.heic", "c.jpg", "d.tiff", "e.webp"]
+    for name in [*names, "f.dng", "g.txt"]:
+        (tmp_path / name).touch()
+    assert [Path(p).name for p in list_images(tmp_path)] == names
