@@ -6,7 +6,7 @@ import functools
 import inspect
 import numbers
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -322,6 +322,8 @@ class ClassNameDetector(BaseDetector):
         ndarray of shape (n_samples,), dtype int
             +1 for normal, -1 for anomalous.
         """
+        if isinstance(X, Iterator):
+            X = list(X)  # it is gone through twice
         self.fit(X, y, class_name=class_name)
         return self.predict(X, class_name=class_name)
 

@@ -277,8 +277,7 @@ class SDPPlusDetector(SDPDetector):
         ndarray of shape (n_images,), dtype int
             +1 for normal, -1 for anomalous.
         """
-        X = check_images(X)
-        return self.fit(X, masks, class_name=class_name).predict(X, class_name)
+        return super().fit_predict(X, masks, class_name)
 
     # -- training ------------------------------------------------------------------
 

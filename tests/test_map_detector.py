@@ -422,3 +422,5 @@ def test_generators_of_images(photos: list[np.ndarray]) -> None:
         np.testing.assert_array_equal(
             scores, detector.fit(photos).score_samples(photos)
         )
+        verdicts = detector.fit_predict(iter(photos))
+        np.testing.assert_array_equal(verdicts, detector.predict(photos))
