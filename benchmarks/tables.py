@@ -113,7 +113,7 @@ def write_table(path: Path, header: Sequence[str], body: Sequence[object]) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=100, help="images per category")
+    parser.add_argument("--n", type=int, default=300, help="images per category")
     parser.add_argument("--n-pairs", default="10000", help="pairs of prompts")
     parser.add_argument("--out", type=Path, help="folder to resume from and to keep")
     parser.add_argument("--real", nargs="+", metavar=("ROOT", "CATEGORY"))
