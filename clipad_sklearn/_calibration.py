@@ -126,6 +126,7 @@ def calibrate_threshold(
 
 
 def last_step(detector: Any) -> Any:
+    """Return the detector inside Pipelines, searches and FrozenEstimators."""
     while True:
         if isinstance(detector, Pipeline):
             detector = detector.steps[-1][1]

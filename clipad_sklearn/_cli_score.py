@@ -34,7 +34,7 @@ from ._clip import check_clip
 from ._detector import BaseDetector
 from ._fusion_detector import FusionDetector
 from ._image_encoder import CLIPImageEncoder
-from ._images import list_images, other_files
+from ._images import list_files
 from ._prompt_detector import PromptDetector
 from ._random_word_detector import RandomWordDetector
 from ._score_images import (
@@ -167,11 +167,11 @@ def find_images(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     found: dict[str, str] = {}  # real path -> path as given
     notes = []
     for argument in arguments:
-        paths = _expand(argument)
+        paths, others = _expand(argument)
         if not paths:
             notes.append(f"no image found in {argument}")
-        if os.path.isdir(argument):
-            notes += _left_out(argument)
+        if others:
+            notes.append(f"{argument}: {_left_out(others)}")
         for path in paths:
             found.setdefault(os.path.normcase(os.path.realpath(path)), path)
     paths = list(found.values())
@@ -180,28 +180,28 @@ def find_images(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return paths, notes
 
 
-def _expand(argument: str) -> list[str]:
+def _expand(argument: str) -> tuple[list[str], list[str]]:
+    """Return what an argument names, and files of folders that are no images."""
     if os.path.isdir(argument):
-        return list_images(argument)
+        return list_files(argument)
     if os.path.lexists(argument) or not glob.has_magic(argument):
-        return [argument]
+        return [argument], []
     paths: list[str] = []
+    others: list[str] = []
     for match in sorted(glob.glob(argument, recursive=True)):
-        paths += list_images(match) if os.path.isdir(match) else [match]
-    return paths
+        images, rest = list_files(match) if os.path.isdir(match) else ([match], [])
+        paths += images
+        others += rest
+    return paths, others
 
 
-def _left_out(folder: str) -> list[str]:
-    """Return a remark on the files of a folder that are not taken for images."""
-    kinds = Counter(
-        os.path.splitext(name)[1].lower() or "no ending" for name in other_files(folder)
-    )
-    if not kinds:
-        return []
+def _left_out(others: list[str]) -> str:
+    """Count files that are not taken for images, by their endings."""
+    kinds = Counter(os.path.splitext(p)[1].lower() or "no ending" for p in others)
     ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
     listed = ", ".join(f"{kind} {count}" for kind, count in ordered[:5])
     more = ", ..." if len(kinds) > 5 else ""
-    return [f"{folder}: {kinds.total()} other files left out ({listed}{more})"]
+    return f"{len(others)} other files left out ({listed}{more})"
 
 
 # -- the detector --------------------------------------------------------------

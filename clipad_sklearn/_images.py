@@ -7,7 +7,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,24 +114,20 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     folder = os.fspath(folder)
     if not os.path.isdir(folder):
         raise NotADirectoryError(f"{folder!r} is not a folder")
-    return sorted(path for path in _files(folder) if _has_extension(path))
+    return list_files(folder)[0]
 
 
-def other_files(folder: str) -> list[str]:
-    """List the files that `list_images` leaves out, but for hidden ones."""
-    return [path for path in _files(folder) if not _has_extension(path)]
-
-
-def _has_extension(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in _EXTENSIONS
-
-
-def _files(folder: str) -> Iterator[str]:
+def list_files(folder: str) -> tuple[list[str], list[str]]:
+    """List the images of a folder, sorted, and the files that are none."""
+    images: list[str] = []
+    others: list[str] = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if not name.startswith("."):
-                yield os.path.join(parent, name)
+                is_image = os.path.splitext(name)[1].lower() in _EXTENSIONS
+                (images if is_image else others).append(os.path.join(parent, name))
+    return sorted(images), others
 
 
 def check_images(images: Any) -> Sequence[Any]:

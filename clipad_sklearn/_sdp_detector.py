@@ -193,6 +193,7 @@ class SDPDetector(MapDetector):
         SDPDetector
             The fitted detector.
         """
+        X = None if X is None else check_images(X)
         self._check_parameters(X)
         self._fit_prompts(class_name)
         self._set_thresholds(X, class_name)
@@ -226,7 +227,6 @@ class SDPDetector(MapDetector):
         ).fit(None, class_name=one)
 
     def _set_thresholds(self, X: Any, class_name: Any) -> None:
-        X = None if X is None else check_images(X)
         if self.image_score == "prompts+map":
             parts = self._score_parts(X, class_name)
             self.score_range_ = np.stack([parts.min(axis=1), parts.max(axis=1)], axis=1)
@@ -244,9 +244,9 @@ class SDPDetector(MapDetector):
             return self._prompt_margins(X, class_name)
         if not hasattr(self, "score_range_"):
             raise ValueError(
-                "image_score='prompts+map' needs the range of its parts, which layers "
-                "from a file do not have. Set warm_start=True and call fit(X) with "
-                "images, or use image_score='prompts'."
+                "image_score='prompts+map' needs the range of its parts, which only "
+                "fit(X) with images gives; after load_layers set warm_start=True for "
+                "it. Or use image_score='prompts'."
             )
         X = check_images(X)
         lowest, highest = self.score_range_.T[:, :, np.newaxis]

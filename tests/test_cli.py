@@ -562,6 +562,8 @@ def test_other_files_are_counted(
     score(tmp_path, str(few), *TINY)
     left_out = "4 other files left out (.dng 2, .txt 1, no ending 1)"
     assert left_out in capsys.readouterr().err
+    score(tmp_path, str(few.parent / "fe[w]"), *TINY)
+    assert left_out in capsys.readouterr().err
     score(tmp_path, str(few / "*.png"), *TINY)
     assert "left out" not in capsys.readouterr().err
 

@@ -268,10 +268,13 @@ def test_the_range_that_loaded_layers_lack(data: Any, tmp_path: Path) -> None:
     detector = SDPPlusDetector("tiny", image_score="prompts+map", **FAST)
     detector.load_layers(path)
     assert len(detector.anomaly_maps(data.images[:2])) == 2
-    with pytest.raises(ValueError, match=r"Set warm_start=True and call fit\(X\)"):
+    with pytest.raises(ValueError, match=r"only fit\(X\) with images gives"):
         detector.score_samples(data.images)
     detector.set_params(warm_start=True).fit(data.images)
     assert len(detector.score_samples(data.images)) == len(data.images)
+    # That range is not kept for other layers.
+    with pytest.raises(ValueError, match=r"only fit\(X\) with images gives"):
+        detector.load_layers(path).score_samples(data.images)
 
 
 def test_unreadable_images_are_named_by_their_place(
