@@ -25,6 +25,9 @@ from clipad_sklearn import (
     OpenCLIP,
     PromptDetector,
     RandomWordDetector,
+    SDPDetector,
+    SDPPlusDetector,
+    WinCLIPDetector,
     calibrate_threshold,
 )
 from clipad_sklearn.datasets import make_defect_images
@@ -50,6 +53,17 @@ def detectors() -> dict[str, Any]:
     }
 
 
+def map_detectors() -> dict[str, Any]:
+    """Return one unfitted detector on images of each kind that gives maps."""
+    return {
+        "winclip": WinCLIPDetector("tiny", scorer=PromptDetector("tiny")),
+        "sdp": SDPDetector("tiny", image_score="prompts+map", sigma=4.0),
+        "sdp-plus": SDPPlusDetector(
+            "tiny", layers=[5], n_epochs=1, alias_compat=True, random_state=0
+        ),
+    }
+
+
 def on_embeddings(detector: Any) -> Any:
     """Return what comes after the encoder."""
     return detector[1:] if hasattr(detector, "steps") else detector
@@ -67,11 +81,28 @@ def main() -> None:
         margins = on_embeddings(detector).score_samples(embeddings)
         offset = on_embeddings(detector)[-1] if name == "pipeline" else detector
         expected[name] = {"offset": offset.offset_, "margins": margins.tolist()}
-        joblib.dump(detector, folder / f"{name}.joblib", compress=3)
-        skops.io.dump(detector, folder / f"{name}.skops")
+        save(detector, folder / name)
+    images = np.stack(data.images[:4])
+    for name, detector in map_detectors().items():
+        masks = data.masks[:4] if name == "sdp-plus" else None
+        detector.set_params(pixel_contamination=0.1).fit(images, masks)
+        calibrate_threshold(detector, images, data.target[:4])
+        expected[name] = {
+            "offset": detector.offset_,
+            "pixel_offset": detector.pixel_offset_,
+            "margins": detector.score_samples(images).tolist(),
+            "maps": detector.anomaly_maps(images, size=(8, 8)).tolist(),
+        }
+        save(detector, folder / name)
     np.save(folder / "embeddings.npy", embeddings)
+    np.save(folder / "images.npy", images)
     about = {"scikit-learn": sklearn.__version__, "expected": expected}
     (folder / "expected.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def save(detector: Any, path: Path) -> None:
+    joblib.dump(detector, f"{path}.joblib", compress=3)
+    skops.io.dump(detector, f"{path}.skops")
 
 
 if __name__ == "__main__":
