@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from clipad_sklearn._embedding_cache import FolderCache
+from clipad_sklearn._clip.embedding_cache import FolderCache
 
 ITEMS = 5_000
 WIDTH = 512

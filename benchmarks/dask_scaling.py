@@ -24,7 +24,7 @@ from PIL import Image
 from sklearn.pipeline import make_pipeline
 
 from clipad_sklearn import CLIPImageEncoder, PromptDetector, score_images
-from clipad_sklearn._clip import check_clip
+from clipad_sklearn._clip.settings import check_clip
 
 ENVIRON = "distributed.nanny.pre-spawn-environ"
 

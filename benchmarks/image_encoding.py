@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from clipad_sklearn import OpenCLIP
-from clipad_sklearn._clip import check_clip
+from clipad_sklearn._clip.settings import check_clip
 from clipad_sklearn._images import open_image
 
 

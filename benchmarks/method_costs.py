@@ -22,7 +22,7 @@ from clipad_sklearn import (
     WinCLIPDetector,
     random_word_prompts,
 )
-from clipad_sklearn._clip import check_clip
+from clipad_sklearn._clip.settings import check_clip
 from clipad_sklearn.datasets import make_defect_images
 
 N_IMAGES = 2

@@ -20,7 +20,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from clipad_sklearn import OpenCLIP, PromptDetector
-from clipad_sklearn._benchmark import read_mask
+from clipad_sklearn._cli.benchmark_run import read_mask
 from clipad_sklearn.datasets import load_mvtec_ad
 from clipad_sklearn.metrics import auroc, pro
 from training.model import encode_image_tokens

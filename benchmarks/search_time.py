@@ -24,7 +24,7 @@ from clipad_sklearn import (
     FeedForwardClassifier,
     RandomWordDetector,
 )
-from clipad_sklearn._clip import check_clip
+from clipad_sklearn._clip.settings import check_clip
 from clipad_sklearn.datasets import make_defect_images
 from clipad_sklearn.model_selection import ZeroShotSplit
 

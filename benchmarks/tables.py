@@ -22,9 +22,9 @@ from PIL import Image
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from clipad_sklearn._benchmark_tables import TITLES  # noqa: E402
-from clipad_sklearn._cli import _METHODS  # noqa: E402
-from clipad_sklearn._cli import main as clipad  # noqa: E402
+from clipad_sklearn._cli.benchmark_tables import TITLES  # noqa: E402
+from clipad_sklearn._cli.main import _METHODS  # noqa: E402
+from clipad_sklearn._cli.main import main as clipad  # noqa: E402
 from clipad_sklearn.datasets import (  # noqa: E402
     DEFECT_FAMILIES,
     OBJECT_FAMILIES,

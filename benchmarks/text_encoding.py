@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from clipad_sklearn import OpenCLIP, random_word_prompts
-from clipad_sklearn._clip import check_clip
+from clipad_sklearn._clip.settings import check_clip
 
 
 def plain(clip: OpenCLIP, tokens: torch.Tensor) -> np.ndarray:

@@ -19,7 +19,7 @@ _PREDICT = """
 import sys, time, warnings
 from sklearn.pipeline import make_pipeline
 from clipad_sklearn import CLIPImageEncoder, PromptDetector, list_images
-from clipad_sklearn._clip import check_clip
+from clipad_sklearn._clip.settings import check_clip
 
 warnings.simplefilter("ignore", UserWarning)
 clip = check_clip(sys.argv[1]).set_params(embedding_cache=sys.argv[2])

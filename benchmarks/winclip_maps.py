@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from clipad_sklearn import OpenCLIP, PromptDetector, WinCLIPDetector
-from clipad_sklearn._map_detector import upsampled
-from clipad_sklearn._winclip_detector import window_patches
+from clipad_sklearn._detectors.maps import upsampled
+from clipad_sklearn._detectors.winclip import window_patches
 
 SIZES = (2, 3)
 N_IMAGES = 1

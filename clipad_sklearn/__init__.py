@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._calibration import calibrate_threshold
-    from ._clip import OpenCLIP, WeightsNotFound, clear_models
-    from ._feed_forward_classifier import FeedForwardClassifier
-    from ._fusion_detector import FusionDetector
-    from ._image_encoder import CLIPImageEncoder
+    from ._clip.image_encoder import CLIPImageEncoder
+    from ._clip.settings import OpenCLIP, WeightsNotFound, clear_models
+    from ._detectors.calibration import calibrate_threshold
+    from ._detectors.feed_forward import FeedForwardClassifier
+    from ._detectors.fusion import FusionDetector
+    from ._detectors.prompt import PromptDetector
+    from ._detectors.random_word import RandomWordDetector
+    from ._detectors.sdp import SDPDetector
+    from ._detectors.sdp_plus import SDPPlusDetector
+    from ._detectors.winclip import WinCLIPDetector
     from ._images import ImageReadError, list_images
-    from ._prompt_detector import PromptDetector
     from ._prompts import PromptSet, random_word_prompts
-    from ._random_word_detector import RandomWordDetector
     from ._score_images import score_images
-    from ._sdp_detector import SDPDetector
-    from ._sdp_plus_detector import SDPPlusDetector
-    from ._winclip_detector import WinCLIPDetector
 
 __version__ = "0.1.0"
 
 # Public name -> module. Importing the package costs none of them.
 _MODULES = {
-    "CLIPImageEncoder": "_image_encoder",
-    "FeedForwardClassifier": "_feed_forward_classifier",
-    "FusionDetector": "_fusion_detector",
+    "CLIPImageEncoder": "_clip.image_encoder",
+    "FeedForwardClassifier": "_detectors.feed_forward",
+    "FusionDetector": "_detectors.fusion",
     "ImageReadError": "_images",
-    "OpenCLIP": "_clip",
-    "PromptDetector": "_prompt_detector",
+    "OpenCLIP": "_clip.settings",
+    "PromptDetector": "_detectors.prompt",
     "PromptSet": "_prompts",
-    "RandomWordDetector": "_random_word_detector",
-    "SDPDetector": "_sdp_detector",
-    "SDPPlusDetector": "_sdp_plus_detector",
-    "WeightsNotFound": "_clip",
-    "WinCLIPDetector": "_winclip_detector",
-    "calibrate_threshold": "_calibration",
-    "clear_models": "_clip",
+    "RandomWordDetector": "_detectors.random_word",
+    "SDPDetector": "_detectors.sdp",
+    "SDPPlusDetector": "_detectors.sdp_plus",
+    "WeightsNotFound": "_clip.settings",
+    "WinCLIPDetector": "_detectors.winclip",
+    "calibrate_threshold": "_detectors.calibration",
+    "clear_models": "_clip.settings",
     "list_images": "_images",
     "random_word_prompts": "_prompts",
     "score_images": "_score_images",
@@ -63,6 +65,33 @@ __all__ = [
     "random_word_prompts",
     "score_images",
 ]
+
+
+# Saved by version 0.1.0, detectors name the modules that held their classes then.
+_MODULES_OF_0_1_0 = {
+    "_feed_forward_classifier": "FeedForwardClassifier",
+    "_fusion_detector": "FusionDetector",
+    "_image_encoder": "CLIPImageEncoder",
+    "_prompt_detector": "PromptDetector",
+    "_random_word_detector": "RandomWordDetector",
+    "_sdp_detector": "SDPDetector",
+    "_sdp_plus_detector": "SDPPlusDetector",
+    "_winclip_detector": "WinCLIPDetector",
+}
+
+
+class _OldModule(types.ModuleType):
+    """Stands for a module of 0.1.0, and imports its class when a file asks for it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == _MODULES_OF_0_1_0[self.__name__.rpartition(".")[2]]:
+            return __getattr__(name)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+
+for _name in _MODULES_OF_0_1_0:
+    _old = f"{__name__}.{_name}"
+    sys.modules.setdefault(_old, _OldModule(_old))
 
 
 def __getattr__(name: str) -> Any:

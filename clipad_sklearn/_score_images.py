@@ -25,9 +25,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch
 
 from . import __version__
-from ._clip import check_clip
-from ._detector import BaseDetector
-from ._image_encoder import CLIPImageEncoder
+from ._clip.image_encoder import CLIPImageEncoder
+from ._clip.settings import check_clip
+from ._detectors.base import BaseDetector
 from ._images import check_images
 
 if TYPE_CHECKING:

@@ -36,8 +36,8 @@ from clipad_sklearn import (
     WeightsNotFound,
     random_word_prompts,
 )
-from clipad_sklearn._cli import main
-from clipad_sklearn._clip import check_clip
+from clipad_sklearn._cli.main import main
+from clipad_sklearn._clip.settings import check_clip
 
 # ruff: noqa: PT017  (what is wrong, if anything, depends on the example)
 # Pillow warns about damaged metadata and large images; that is no error.

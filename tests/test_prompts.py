@@ -450,7 +450,7 @@ def test_no_deep_learning_library_is_imported():
         "random_word_prompts(3, word_source='vocabulary')\n"
         "import clipad_sklearn.metrics, clipad_sklearn.model_selection\n"
         "from clipad_sklearn import calibrate_threshold\n"
-        "from clipad_sklearn._aggregation import aggregate\n"
+        "from clipad_sklearn._detectors.aggregation import aggregate\n"
         "assert not {'torch', 'open_clip', 'matplotlib'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

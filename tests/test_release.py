@@ -72,7 +72,7 @@ def test_wheel_holds_the_package_only(wheel: Path) -> None:
     assert {name for name in names if name.startswith("clipad_sklearn/")} == expected
     assert {
         "clipad_sklearn/py.typed",
-        "clipad_sklearn/_report.html",
+        "clipad_sklearn/_cli/report.html",
         "clipad_sklearn/tiny/open_clip_config.json",
         "clipad_sklearn/tiny/open_clip_model.safetensors",
         f"{info}/licenses/LICENSE",

@@ -28,7 +28,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from clipad_sklearn import CLIPImageEncoder, OpenCLIP, PromptDetector, score_images
-from clipad_sklearn._cli import main
+from clipad_sklearn._cli.main import main
 from clipad_sklearn.datasets import make_defect_images
 from clipad_sklearn.model_selection import ZeroShotSplit
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from clipad_sklearn.datasets._defect_images import ADJECTIVES, NOUNS, NUMBERS, TROUBLES
-from clipad_sklearn.datasets._drawing import COLORS
+from clipad_sklearn.datasets._drawn.drawing import COLORS
 
 from .settings import (
     HELD_OUT_DEFECTS,

@@ -33,7 +33,7 @@ from clipad_sklearn.datasets._defect_images import (
     Sample,
     draw_sample,
 )
-from clipad_sklearn.datasets._drawing import COLORS
+from clipad_sklearn.datasets._drawn.drawing import COLORS
 
 from .captions import HELD_OUT_WORDS
 from .model import build_model, encode_image_tokens, encode_texts, normalise_pixels

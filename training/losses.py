@@ -10,7 +10,7 @@ from open_clip.model import CLIP
 from torch import Tensor
 from torch.nn import functional
 
-from clipad_sklearn.datasets._drawing import COLORS
+from clipad_sklearn.datasets._drawn.drawing import COLORS
 
 from . import captions
 from .model import Axis, encode_image_tokens, encode_texts, normalise_pixels

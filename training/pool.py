@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from clipad_sklearn.datasets._defect_images import Sample, draw_sample
-from clipad_sklearn.datasets._drawing import COLORS
+from clipad_sklearn.datasets._drawn.drawing import COLORS
 
 from .settings import (
     TRAIN_SEED,

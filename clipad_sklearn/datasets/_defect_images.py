@@ -9,12 +9,12 @@ from numbers import Integral, Real
 import numpy as np
 from sklearn.utils import Bunch, check_random_state
 
-from ._camera import Camera
-from ._defects import ADJECTIVES, DEFECTS, TROUBLES, Good
-from ._drawing import Array, Random, canvas_of, color_name
-from ._objects import OBJECTS, WITH_PARTS, Change
-from ._textures import NOUNS
-from ._textures import TEXTURES as _TEXTURES
+from ._drawn.camera import Camera
+from ._drawn.defects import ADJECTIVES, DEFECTS, TROUBLES, Good
+from ._drawn.drawing import Array, Random, canvas_of, color_name
+from ._drawn.objects import OBJECTS, WITH_PARTS, Change
+from ._drawn.textures import NOUNS
+from ._drawn.textures import TEXTURES as _TEXTURES
 
 TEXTURE_FAMILIES: tuple[str, ...] = tuple(_TEXTURES)
 OBJECT_FAMILIES: tuple[str, ...] = tuple(OBJECTS)

@@ -1,0 +1,1 @@
+"""Private: the command ``clipad``, from its arguments to its tables and pages."""

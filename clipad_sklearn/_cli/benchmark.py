@@ -1,0 +1,79 @@
+"""``clipad benchmark``: from a data set to tables, and from two runs to differences."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from .._clip.settings import check_clip
+from .benchmark_run import Settings, run_benchmark, write_text
+from .benchmark_tables import COLUMNS, as_csv, as_markdown, compare, table
+from .output import UsageError, as_usage_error, printable
+from .score import versions
+
+_TIMES = ("fit_s", "score_ms_per_image", "map_ms_per_image", "peak_mb")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run ``clipad benchmark``."""
+    if arguments.compare:
+        first, second = (_read(path) for path in arguments.compare[1:])
+        print(compare(first, second), end="")
+        return 0
+    settings = Settings(
+        data=arguments.data,
+        root=arguments.root,
+        categories=tuple(arguments.categories) if arguments.categories else None,
+        methods=tuple(arguments.methods),
+        known_object=arguments.known_object,
+        n_seeds=arguments.seeds,
+        n_pairs=arguments.n_pairs,
+        n_draws=arguments.draws,
+    )
+    with as_usage_error():
+        clip = check_clip(arguments.clip)
+        given = {n: getattr(arguments, n) for n in ("device", "batch_size")}
+        clip.set_params(**{k: v for k, v in given.items() if v is not None})
+        # Without a cache times are whole, and a resumed run encodes the same batches.
+        clip.set_params(embedding_cache=None)
+        clip._check_settings()
+        weights = clip._model().identity
+    out = Path(arguments.out)
+    about = {"clip": clip.get_params(), "weights": weights, "versions": versions()}
+    results = run_benchmark(settings, about, clip, out)
+    write_results(results, out)
+    rows = table(results)
+    print(as_markdown(results, rows).partition("\n## ")[0].rstrip())
+    print(
+        f"\nwrote {printable(str(out / 'results'))}.json, .csv and .md, and times.csv"
+    )
+    return 1 if any(row["error"] for row in rows) else 0
+
+
+def write_results(results: dict[str, Any], out: Path) -> None:
+    """Write all files; times apart, so that the others are the same for every run."""
+    times = []
+    for category, part in results["categories"].items():
+        for method, found in part["methods"].items():
+            measured = found.pop("times", dict.fromkeys(_TIMES))
+            times.append({"category": category, "method": method} | measured)
+    rows = table(results)
+    text = json.dumps(results | {"table": rows}, allow_nan=False)
+    write_text(out / "results.json", text + "\n")
+    write_text(out / "results.csv", as_csv(rows, COLUMNS))
+    write_text(out / "results.md", as_markdown(results, rows))
+    write_text(out / "times.csv", as_csv(times, ("category", "method", *_TIMES)))
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not {"settings", "categories"} <= results.keys():
+            raise ValueError("no settings and categories in it")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"{path}: is not the results.json of a benchmark ({error})"
+        ) from error
+    return results

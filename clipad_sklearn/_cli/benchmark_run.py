@@ -1,0 +1,431 @@
+"""Benchmarks: every method on every category, safe when killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.utils import Bunch
+
+from .. import _images, metrics
+from .._clip.settings import OpenCLIP
+from .._detectors.fusion import FusionDetector
+from .._detectors.prompt import PromptDetector
+from .._detectors.random_word import RandomWordDetector
+from ..datasets import (
+    load_image_folder,
+    load_mvtec_ad,
+    load_sewer_ml,
+    load_visa,
+    make_defect_images,
+)
+from .benchmark_tables import PIXEL_METRICS
+from .output import UsageError, printable, writing
+
+# What needs a seed, and what takes images instead of embeddings.
+_SEEDED = ("random-word", "fusion", "winclip-random-word", "sdp-plus")
+_ON_IMAGES = ("winclip", "winclip-random-word", "sdp", "sdp-plus")
+
+# The layers of SDP+ are trained on so many generated images, and longer than on the
+# thousands of images of a whole data set.
+_N_AUXILIARY = 600
+_TRAINING: dict[str, Any] = {
+    "temperature": 0.07,
+    "learning_rate": 3e-3,
+    "n_epochs": 20,
+    "shuffle": True,
+}
+_LONGEST_REASON = 1000
+_MASK_FOLDERS = ("ground_truth", "masks")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a benchmark is about; the same settings give the same results."""
+
+    data: str
+    root: str
+    categories: tuple[str, ...] | None
+    methods: tuple[str, ...]
+    known_object: bool
+    n_seeds: int
+    n_pairs: int
+    n_draws: int
+
+
+# -- methods -----------------------------------------------------------------------
+
+
+def new_method(
+    name: str, clip: OpenCLIP, class_name: str | None, seed: int, n_pairs: int
+) -> Any:
+    """Return a fitted detector, on embeddings or on images."""
+    told = class_name or "object"
+
+    def words() -> RandomWordDetector:
+        return RandomWordDetector(
+            clip, class_name=class_name, n_pairs=n_pairs, random_state=seed
+        )
+
+    if name == "clip-ac":
+        return PromptDetector(clip, prompts="clip-ac", class_name=told).fit()
+    if name == "prompt":
+        return PromptDetector(clip, class_name=told).fit()
+    if name == "random-word":
+        return words().fit()
+    if name == "fusion":
+        prompts = PromptDetector(clip, class_name=told)
+        return FusionDetector([("words", words()), ("prompts", prompts)]).fit()
+    if name.startswith("winclip"):
+        from .._detectors.winclip import WinCLIPDetector
+
+        prompts = PromptDetector(clip, class_name=told)
+        scorer = prompts if name == "winclip" else words()
+        return WinCLIPDetector(clip, scorer=scorer).fit()
+    if name == "sdp":
+        from .._detectors.sdp import SDPDetector
+
+        return SDPDetector(clip, class_name=told).fit()
+    from .._detectors.sdp_plus import SDPPlusDetector
+
+    # Other images than those of a benchmark on generated images with small seeds.
+    auxiliary = make_defect_images(_N_AUXILIARY, random_state=10**6 + seed)
+    detector = SDPPlusDetector(clip, class_name=told, random_state=seed, **_TRAINING)
+    return detector.fit(auxiliary.images, auxiliary.masks)
+
+
+# -- data --------------------------------------------------------------------------
+
+
+def category_names(settings: Settings) -> list[str]:
+    """Return the categories to go through, in order."""
+    if not os.path.isdir(settings.root):
+        raise UsageError(f"--root {settings.root}: no such folder")
+    if settings.data == "sewer-ml":
+        if settings.categories is not None:
+            raise UsageError("--categories: Sewer-ML has only one")
+        return ["sewer pipe"]
+    if settings.categories is not None:
+        return list(settings.categories)
+    if settings.data == "folder":
+        return ["."]
+    names = sorted(
+        entry.name
+        for entry in os.scandir(settings.root)
+        if entry.is_dir() and not entry.name.startswith((".", "split_csv"))
+    )
+    if not names:
+        raise UsageError(f"--root {settings.root}: has no folder of a category")
+    return names
+
+
+def load_category(settings: Settings, category: str) -> Bunch:
+    """List the images of one category."""
+    if settings.data == "mvtec":
+        return load_mvtec_ad(settings.root, category)
+    if settings.data == "visa":
+        return load_visa(settings.root, category)
+    if settings.data == "sewer-ml":
+        return load_sewer_ml(settings.root)
+    folder = os.path.normpath(os.path.join(settings.root, category))
+    masks = (os.path.join(folder, name) for name in _MASK_FOLDERS)
+    return load_image_folder(
+        folder, mask_folder=next((path for path in masks if os.path.isdir(path)), None)
+    )
+
+
+def _class_name(settings: Settings, category: str) -> str | None:
+    if not settings.known_object:
+        return None
+    if category == ".":
+        category = os.path.basename(os.path.abspath(settings.root))
+    return category.rpartition("/")[2].replace("_", " ")
+
+
+def _fingerprint(data: Bunch) -> str:
+    """Return what changes when images are added, removed, labelled or written anew."""
+    digest = hashlib.sha256()
+    masks = data.masks or [None] * len(data.images)
+    for image, target, mask in zip(data.images, data.target, masks, strict=True):
+        for path in (image, mask):
+            if path is not None:
+                status = os.stat(path)
+                line = f"{path}\0{target}\0{status.st_size}\0{status.st_mtime_ns}\n"
+                digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def read_mask(mask: str, image: str, size: tuple[int, int]) -> np.ndarray:
+    """Read a mask, and reduce it to (height, width) by taking the nearest pixels."""
+    from PIL import Image
+
+    try:
+        pixels = _images.read_mask(mask)
+    except ValueError as error:
+        raise ValueError(f"the mask {mask} cannot be read: {error}") from error
+    with Image.open(image) as photo:
+        width, height = photo.size
+        # From 5 on, EXIF turns the image on its side.
+        if photo.getexif().get(0x0112, 1) >= 5:
+            width, height = height, width
+    if pixels.shape != (height, width):
+        raise ValueError(
+            f"the mask {mask} has {pixels.shape[1]} x {pixels.shape[0]} pixels, but "
+            f"its image {width} x {height}"
+        )
+    reduced = Image.fromarray(pixels.astype(np.uint8))
+    return np.asarray(reduced.resize(size[::-1], Image.Resampling.NEAREST)) > 0
+
+
+# -- one method on one category ----------------------------------------------------
+
+
+class PeakMemory:
+    """Largest memory of the process since `start`, on Linux, and of the GPU."""
+
+    def start(self) -> None:
+        try:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+            self.known = True
+        except OSError:
+            self.known = False
+        if self._cuda():
+            self._cuda().reset_peak_memory_stats()
+
+    def megabytes(self) -> float | None:
+        if not self.known:
+            return None
+        status = Path("/proc/self/status").read_text()
+        peak = re.search(r"VmHWM:\s*(\d+) kB", status)
+        gpu = self._cuda().max_memory_allocated() / 2**20 if self._cuda() else 0
+        return int(peak.group(1)) / 1024 + gpu if peak else None
+
+    @staticmethod
+    def _cuda() -> Any:
+        torch = sys.modules.get("torch")
+        if torch is None or not torch.cuda.is_available():
+            return None
+        return torch.cuda
+
+
+class Runner:
+    """Runs methods on categories, and keeps what it needs more than once."""
+
+    def __init__(self, settings: Settings, clip: OpenCLIP) -> None:
+        self.settings = settings
+        self.clip = clip
+        self.memory = PeakMemory()
+        self._detectors: dict[tuple[Any, ...], tuple[Any, float]] = {}
+        self._embeddings: tuple[str, np.ndarray, float, float] | None = None
+
+    def run(self, category: str, method: str, data: Bunch) -> dict[str, Any]:
+        """Return scores, pixel metrics, times and peak memory."""
+        n_seeds = self.settings.n_seeds if method in _SEEDED else 1
+        on_images = method in _ON_IMAGES
+        masks = data.masks if on_images else None
+        class_name = _class_name(self.settings, category)
+        images, encode_s, encode_mb = data.images, 0.0, 0.0
+        if not on_images:
+            images, encode_s, encode_mb = self._encoded(category, data.images)
+        scores: list[list[float]] = []
+        pixels: list[dict[str, float]] = []
+        fit_s = score_s = map_s = 0.0
+        self.memory.start()
+        for seed in range(n_seeds):
+            detector, seconds = self._fitted(method, class_name, seed)
+            fit_s += seconds
+            start = time.perf_counter()
+            scores.append((-detector.score_samples(images)).tolist())
+            score_s += time.perf_counter() - start
+            if masks is not None:
+                start = time.perf_counter()
+                maps = list(detector.iter_anomaly_maps(images, size="model"))
+                map_s += time.perf_counter() - start
+                truth = [
+                    None if mask is None else read_mask(mask, image, maps[0].shape)
+                    for mask, image in zip(masks, images, strict=True)
+                ]
+                pixels.append({n: f(truth, maps) for n, f in PIXEL_METRICS.items()})
+        peak = self.memory.megabytes()
+        n_images = len(data.images)
+        map_ms = 1e3 * map_s / n_seeds / n_images
+        return {
+            "scores": scores,
+            "pixels": pixels,
+            "times": {
+                "fit_s": fit_s / n_seeds,
+                "score_ms_per_image": 1e3 * (encode_s + score_s / n_seeds) / n_images,
+                "map_ms_per_image": map_ms if pixels else None,
+                "peak_mb": None if peak is None else max(peak, encode_mb),
+            },
+        }
+
+    def _encoded(
+        self, category: str, images: list[str]
+    ) -> tuple[np.ndarray, float, float]:
+        if self._embeddings is None or self._embeddings[0] != category:
+            self.memory.start()
+            start = time.perf_counter()
+            embeddings = self.clip.encode_image(images)
+            seconds = time.perf_counter() - start
+            peak = self.memory.megabytes() or 0.0
+            self._embeddings = (category, embeddings, seconds, peak)
+        return self._embeddings[1:]
+
+    def _fitted(
+        self, method: str, class_name: str | None, seed: int
+    ) -> tuple[Any, float]:
+        """Return a detector, and the seconds that it took to fit."""
+        key = (method, class_name, seed)
+        if key not in self._detectors:
+            if class_name is not None:
+                self._detectors.clear()  # they served other categories
+            start = time.perf_counter()
+            detector = new_method(
+                method, self.clip, class_name, seed, self.settings.n_pairs
+            )
+            self._detectors[key] = detector, time.perf_counter() - start
+        return self._detectors[key]
+
+
+# -- all of them -------------------------------------------------------------------
+
+
+def run_benchmark(
+    settings: Settings, about: dict[str, Any], clip: OpenCLIP, out: Path
+) -> dict[str, Any]:
+    """Run what is not finished in the folder `out`, and return all results.
+
+    `about` is what else decides the results, such as versions and weights. Every
+    finished pair of a category and a method is a file, which a later run takes over.
+    """
+    names = category_names(settings)
+    described = json.loads(json.dumps({"settings": asdict(settings), **about}))
+    _claim(out, described)
+    runner = Runner(settings, clip)
+    total = len(names) * len(settings.methods)
+    parts: dict[str, dict[str, Any]] = {}
+    for category in names:
+        try:
+            data = load_category(settings, category)
+            fingerprint = _fingerprint(data)
+            loaded: dict[str, Any] = {
+                "images": [
+                    Path(os.path.relpath(path, settings.root)).as_posix()
+                    for path in data.images
+                ],
+                "is_anomalous": (data.target == -1).astype(int).tolist(),
+            }
+            if len(set(loaded["is_anomalous"])) < 2:
+                raise ValueError("needs both good and anomalous images")
+            failure = None
+        except (OSError, ValueError) as error:
+            loaded, fingerprint, failure = {}, "", _reason(error)
+        parts[category] = {"data": loaded, "methods": {}}
+        for method in settings.methods:
+            done = sum(len(part["methods"]) for part in parts.values())
+            where = f"[{done + 1}/{total}] {category}, {method}"
+            path = out / "parts" / _file_name(category, method)
+            part = None if failure else _finished(path, fingerprint)
+            if part is not None:
+                _say(f"{where}: already there")
+            elif failure:
+                part = {"error": failure}
+                _say(f"{where}: {failure}")
+            else:
+                try:
+                    part = runner.run(category, method, data)
+                    _write(path, part | {"fingerprint": fingerprint})
+                    auroc = np.mean(
+                        [
+                            metrics.auroc(loaded["is_anomalous"], scores)
+                            for scores in part["scores"]
+                        ]
+                    )
+                    _say(f"{where}: AUROC {100 * auroc:.1f}")
+                except Exception as error:  # a row with its error, never a lost run
+                    part = {"error": _reason(error)}
+                    _say(f"{where}: {part['error']}")
+            part.pop("fingerprint", None)
+            parts[category]["methods"][method] = part
+    return described | {"categories": parts}
+
+
+def _claim(out: Path, described: dict[str, Any]) -> None:
+    """Make the folder, or check that it is of a run with the same settings."""
+    path = out / "settings.json"
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+            found["settings"]
+        except (ValueError, TypeError, KeyError):
+            raise UsageError(f"{path}: is not of a benchmark") from None
+        if found != described:
+            differing = sorted(
+                name
+                for name in {*found, *described}
+                if found.get(name) != described.get(name)
+            )
+            inner = "settings" in differing and ", ".join(
+                f"{name}: {found['settings'].get(name)!r} there, {value!r} now"
+                for name, value in described["settings"].items()
+                if found.get("settings", {}).get(name) != value
+            )
+            raise UsageError(
+                f"{out} holds a benchmark with other {', '.join(differing)}"
+                + (f" ({inner})" if inner else "")
+                + "; name another folder with --out"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: is not empty and not of a benchmark")
+    (out / "parts").mkdir(parents=True, exist_ok=True)
+    for leftover in out.rglob("*.tmp"):  # of a run that was killed
+        leftover.unlink()
+    _write(path, described)
+
+
+def _finished(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    try:
+        part = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return part if part.get("fingerprint") == fingerprint else None
+
+
+def _file_name(category: str, method: str) -> str:
+    # The number tells names apart that look alike without their special letters.
+    number = zlib.crc32(category.encode("utf-8", "surrogateescape"))
+    plain = re.sub(r"[^A-Za-z0-9-]+", "_", category)[:40]
+    return f"{plain}-{number:08x}-{method}.json"
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    # All images of a folder may be unreadable, and each is named.
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
+
+
+def _say(message: str) -> None:
+    print(f"clipad: {printable(message)}", file=sys.stderr)
+
+
+def _write(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one go."""
+    with writing(str(path)) as temporary, open(temporary, "wb") as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+        file.flush()
+        os.fsync(file.fileno())

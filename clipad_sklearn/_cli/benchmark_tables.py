@@ -1,0 +1,362 @@
+"""Tables of finished benchmarks, and the differences between two of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import metrics
+from .output import UsageError, no_formula, printable
+
+IMAGE_METRICS: dict[str, Callable[[Any, Any], float]] = {
+    "auroc": metrics.auroc,
+    "aupr": metrics.aupr,
+    "f1_max": metrics.f1_max,
+}
+PIXEL_METRICS: dict[str, Callable[[Any, Any], float]] = {
+    "pixel_auroc": metrics.auroc,
+    "pixel_aupr": metrics.aupr,
+    "pixel_f1_max": metrics.f1_max,
+    "pro": metrics.pro,
+}
+TITLES = {
+    "auroc": "AUROC",
+    "aupr": "AUPR",
+    "f1_max": "F1-max",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_aupr": "pixel AUPR",
+    "pixel_f1_max": "pixel F1-max",
+    "pro": "PRO",
+}
+
+
+# -- intervals ---------------------------------------------------------------------
+
+
+def bootstrap(
+    is_anomalous: np.ndarray, scores: np.ndarray, n_draws: int, seed: int
+) -> np.ndarray:
+    """Return AUROC, AUPR and F1-max of `n_draws` resamples of the images.
+
+    `scores` has one row per seed, over which each resample is averaged. Good and
+    anomalous images are drawn apart, so that no resample lacks either. The draws
+    depend on the labels and `seed` alone: those of two methods are paired.
+    """
+    draws = np.zeros((n_draws, 3))
+    for start, counts in _resamples(is_anomalous, n_draws, seed):
+        for row in scores:
+            values = _weighted_metrics(is_anomalous, row, counts)
+            draws[start : start + len(counts)] += values / len(scores)
+    return draws
+
+
+def _resamples(
+    is_anomalous: np.ndarray, n_draws: int, seed: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield how often each image is drawn, for some resamples at a time."""
+    rng = np.random.default_rng(seed)
+    step = max(1, 2_000_000 // len(is_anomalous))
+    for start in range(0, n_draws, step):
+        n = min(step, n_draws - start)
+        counts = np.empty((n, len(is_anomalous)))
+        for kind in (False, True):
+            chosen = is_anomalous == kind
+            size = int(chosen.sum())
+            counts[:, chosen] = rng.multinomial(size, np.full(size, 1 / size), n)
+        yield start, counts
+
+
+def _weighted_metrics(
+    is_anomalous: np.ndarray, scores: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    last_of_ties = np.append(ranked[:-1] != ranked[1:], True)
+    found, alarms = (
+        np.cumsum(counts[:, order] * kind[order], axis=1)[:, last_of_ties]
+        for kind in (is_anomalous, ~is_anomalous)
+    )
+    recall = found / found[:, -1:]
+    fpr = alarms / alarms[:, -1:]
+    zero = np.zeros((len(counts), 1))
+    recall_0, fpr_0 = np.hstack([zero, recall]), np.hstack([zero, fpr])
+    heights = (recall_0[:, 1:] + recall_0[:, :-1]) / 2
+    auroc = np.sum(np.diff(fpr_0, axis=1) * heights, axis=1)
+    precision = found / np.maximum(found + alarms, 1)
+    aupr = np.sum(np.diff(recall_0, axis=1) * precision, axis=1)
+    f1_max = np.max(2 * found / (found + alarms + found[:, -1:]), axis=1)
+    return np.column_stack([auroc, aupr, f1_max])
+
+
+def category_draws(results: dict[str, Any], category: str, method: str) -> np.ndarray:
+    """Return the resampled image metrics of a finished pair."""
+    part = results["categories"][category]
+    return bootstrap(
+        np.asarray(part["data"]["is_anomalous"], dtype=bool),
+        np.asarray(part["methods"][method]["scores"]),
+        results["settings"]["n_draws"],
+        zlib.crc32(category.encode("utf-8", "surrogateescape")),
+    )
+
+
+def interval(draws: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of resampled values."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+# -- tables ------------------------------------------------------------------------
+
+MEAN = "mean"
+COLUMNS = (
+    "category",
+    "method",
+    "n_images",
+    "n_anomalous",
+    "n_seeds",
+    *(
+        name + suffix
+        for name in IMAGE_METRICS
+        for suffix in ("", "_std", "_low", "_high")
+    ),
+    *(name + suffix for name in PIXEL_METRICS for suffix in ("", "_std")),
+    "error",
+)
+
+
+def table(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the result table; the means over categories come first."""
+    rows: list[dict[str, Any]] = []
+    means: list[dict[str, Any]] = []
+    for method in results["settings"]["methods"]:
+        values: dict[str, list[np.ndarray]] = {}
+        draws = []
+        sizes = []
+        failed = 0
+        for category, part in results["categories"].items():
+            row: dict[str, Any] = dict.fromkeys(COLUMNS)
+            row |= {"category": category, "method": method}
+            truth = part["data"].get("is_anomalous", [])
+            if truth:
+                row |= {"n_images": len(truth), "n_anomalous": sum(truth)}
+            found = part["methods"][method]
+            rows.append(row)
+            if "error" in found:
+                row["error"] = found["error"]
+                failed += 1
+                continue
+            sizes.append((len(truth), sum(truth)))
+            row["n_seeds"] = len(found["scores"])
+            by_metric = {
+                name: np.array([metric(truth, scores) for scores in found["scores"]])
+                for name, metric in IMAGE_METRICS.items()
+            }
+            if found["pixels"]:
+                by_metric |= {
+                    name: np.array([pixels[name] for pixels in found["pixels"]])
+                    for name in PIXEL_METRICS
+                }
+            draws.append(category_draws(results, category, method))
+            _fill(row, by_metric, draws[-1])
+            for name, value in by_metric.items():
+                values.setdefault(name, []).append(value)
+        mean: dict[str, Any] = dict.fromkeys(COLUMNS)
+        mean |= {"category": MEAN, "method": method}
+        if failed:
+            mean["error"] = f"{failed} of {failed + len(sizes)} categories failed"
+        if sizes:
+            mean["n_images"], mean["n_anomalous"] = map(sum, zip(*sizes, strict=True))
+            mean["n_seeds"] = len(values["auroc"][0])
+            of_seeds = {name: np.mean(value, axis=0) for name, value in values.items()}
+            _fill(mean, of_seeds, np.mean(draws, axis=0))
+        means.append(mean)
+    rows.sort(key=lambda row: list(results["categories"]).index(row["category"]))
+    return means + rows
+
+
+def _fill(
+    row: dict[str, Any], by_metric: dict[str, np.ndarray], draws: np.ndarray
+) -> None:
+    for name, value in by_metric.items():
+        row[name] = float(np.mean(value))
+        row[f"{name}_std"] = float(np.std(value, ddof=1)) if len(value) > 1 else None
+    for column, name in enumerate(IMAGE_METRICS):
+        row[f"{name}_low"], row[f"{name}_high"] = interval(draws[:, column])
+
+
+def as_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    """Return rows as CSV."""
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(
+        buffer, columns, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
+    )
+    writer.writeheader()
+    for row in rows:
+        # Names of categories are those of folders.
+        writer.writerow(row | {"category": no_formula(row["category"])})
+    return buffer.getvalue()
+
+
+def as_markdown(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """Return the result table to read."""
+    settings = results["settings"]
+    known = "known" if settings["known_object"] else "unknown"
+    columns = [
+        name
+        for name in (*IMAGE_METRICS, *PIXEL_METRICS)
+        if any(row[name] is not None for row in rows)
+    ]
+    categories = list(results["categories"])
+    lines = [
+        f"# Benchmark: {settings['data']}, {known} object",
+        "",
+        f"CLIP: {_cell(results['clip']['model_name'])}"
+        + (f", {_cell(p)}" if (p := results["clip"]["pretrained"]) else "")
+        + f"; weights {results['weights'][:12]}.",
+        f"{len(categories)} categories; methods with a seed: mean ± standard deviation "
+        f"of {settings['n_seeds']} seeds. In brackets: 95 % interval of "
+        f"{settings['n_draws']} resamples of the images. In per cent.",
+        "",
+        *_markdown(
+            ["method", *(TITLES[name] for name in columns)],
+            [
+                [row["method"], *(_value(row, name) for name in columns)]
+                for row in rows
+                if row["category"] == MEAN
+            ],
+        ),
+        "",
+    ]
+    for name in columns:
+        by_pair = {(row["category"], row["method"]): row for row in rows}
+        lines += [
+            f"## {TITLES[name]} by category",
+            "",
+            *_markdown(
+                ["category", *settings["methods"]],
+                [
+                    [c, *(_value(by_pair[c, m], name) for m in settings["methods"])]
+                    for c in [*categories, MEAN]
+                ],
+            ),
+            "",
+        ]
+    failures = [row for row in rows if row["error"] and row["category"] != MEAN]
+    if failures:
+        lines += ["## Failures", ""]
+        lines += _markdown(
+            ["category", "method", "error"],
+            [[row["category"], row["method"], row["error"]] for row in failures],
+        )
+        lines += [""]
+    return "\n".join(lines)
+
+
+def _value(row: dict[str, Any], name: str) -> str:
+    if row[name] is None:
+        return "failed" if row["error"] and name == "auroc" else ""
+    text = f"{100 * row[name]:.1f}"
+    if row[f"{name}_std"] is not None:
+        text += f" ± {100 * row[f'{name}_std']:.1f}"
+    if name in IMAGE_METRICS:
+        text += f" [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
+    return text
+
+
+def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *body]
+    return ["| " + " | ".join(map(_cell, line)) + " |" for line in lines]
+
+
+def _cell(text: Any) -> str:
+    # A name must not end its cell or become a tag.
+    return printable(str(text)).replace("|", "\\|").replace("<", "&lt;")
+
+
+# -- comparing ---------------------------------------------------------------------
+
+
+def compare(a: dict[str, Any], b: dict[str, Any]) -> str:
+    """Return how b differs from a, with intervals of the paired differences."""
+    body: list[list[str]] = []
+    remarks: list[str] = []
+    methods = [m for m in a["settings"]["methods"] if m in b["settings"]["methods"]]
+    for method in methods:
+        everywhere = []
+        of_method: list[list[str]] = []
+        for category, part in a["categories"].items():
+            other = b["categories"].get(category)
+            if other is None:
+                continue
+            if part["data"] != other["data"]:
+                remarks.append(f"{category}: left out, the images are not the same.")
+                continue
+            first, second = part["methods"][method], other["methods"][method]
+            if "error" in first or "error" in second:
+                remarks.append(f"{category}, {method}: left out, it failed.")
+                continue
+            truth = part["data"]["is_anomalous"]
+            values = np.array(
+                [
+                    [
+                        np.mean([f(truth, s) for s in x["scores"]])
+                        for x in (first, second)
+                    ]
+                    for f in IMAGE_METRICS.values()
+                ]
+            )
+            draws = _draws_as(a, b, category, method) - category_draws(
+                a, category, method
+            )
+            everywhere.append((values, draws))
+            of_method.append(_difference(category, method, values, draws))
+        if everywhere:
+            values, draws = (np.mean(x, axis=0) for x in zip(*everywhere, strict=True))
+            body.append(_difference(MEAN, method, values, draws))
+            if len(everywhere) > 1:
+                body += of_method
+            else:
+                body[-1][0] = of_method[0][0]
+    if not body:
+        raise UsageError(
+            "the two have no method and category in common that can be compared"
+            + "".join(f"; {remark}" for remark in dict.fromkeys(remarks))
+        )
+    titles = [TITLES[name] for name in IMAGE_METRICS]
+    return "\n".join(
+        [
+            "First, second, and second minus first with its 95 % interval over paired "
+            "resamples of the images; * where this leaves out 0. In per cent.",
+            "",
+            *_markdown(["category", "method", *titles], body),
+            *(["", *dict.fromkeys(remarks)] if remarks else []),
+            "",
+        ]
+    )
+
+
+def _draws_as(
+    a: dict[str, Any], b: dict[str, Any], category: str, method: str
+) -> np.ndarray:
+    """Return the resampled metrics of b for the resamples of a."""
+    settings = b["settings"] | {"n_draws": a["settings"]["n_draws"]}
+    return category_draws(b | {"settings": settings}, category, method)
+
+
+def _difference(
+    category: str, method: str, values: np.ndarray, draws: np.ndarray
+) -> list[str]:
+    cells = [category, method]
+    for (first, second), column in zip(values, draws.T, strict=True):
+        low, high = interval(column)
+        star = " *" if low > 0 or high < 0 else ""
+        cells.append(
+            f"{100 * first:.1f}, {100 * second:.1f}: {100 * (second - first):+.1f} "
+            f"[{100 * low:+.1f}, {100 * high:+.1f}]{star}"
+        )
+    return cells

@@ -1,0 +1,61 @@
+"""What all commands share: usage errors, safe printing, complete files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from .._files import replacing
+
+
+class UsageError(Exception):
+    """What the user can put right; shown without a traceback."""
+
+
+@contextlib.contextmanager
+def as_usage_error() -> Iterator[None]:
+    """Show the library's own errors about settings, files and weights as such."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UsageError(str(error)) from error
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would obey or cannot show."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def no_formula(text: str) -> str:
+    """Put an apostrophe before what a spreadsheet would run as a formula.
+
+    Also before an apostrophe, so that taking one away always gives the text back.
+    """
+    return f"'{text}" if text.startswith(tuple("=+-@'\t\r\n")) else text
+
+
+def check_writable(path: str) -> None:
+    """Say at once, not after an hour of work, that a file cannot be written."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path):
+        raise UsageError(f"{path}: is a folder")
+    if not os.path.isdir(folder):
+        raise UsageError(f"{path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{path}: no permission to write there")
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[str]:
+    """As `replacing`, for a file that the user named."""
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise UsageError(f"{path} was not written: {error.strerror}") from error

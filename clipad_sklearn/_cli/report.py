@@ -1,0 +1,140 @@
+"""``clipad score --report``: one page to look at, with everything inside."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from .._images import open_image
+from .._progress import progress_bar
+from .output import writing
+
+# Up to so many photos, thumbnails have so many pixels on the longer side: the page
+# stays below some 40 MB at 10,000 photos.
+_SIDES = ((1500, 192), (5000, 128), (float("inf"), 96))
+MAP_SIDE = 28
+
+
+def write_report(
+    path: str,
+    rows: Sequence[dict[str, Any]],
+    *,
+    threshold: float,
+    uncalibrated: bool,
+    settings: Any,
+    versions: Any,
+    anomaly_maps: Iterable[np.ndarray] | None = None,
+) -> None:
+    """Write the page, in one go.
+
+    `rows` are those of `make_rows`. `anomaly_maps` has one map of `MAP_SIDE` pixels
+    square for each row without an error, in their order.
+    """
+    side = next(side for most, side in _SIDES if len(rows) <= most)
+    folder = os.path.dirname(os.path.abspath(path))
+    scored = [row for row in rows if row["margin"] is not None]
+    maps: list[str] = []
+    scale = (0.0, 1.0)
+    if anomaly_maps is not None:
+        maps, scale = _encoded_maps(anomaly_maps)
+    photos: list[dict[str, Any]] = []
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        progress_bar(len(scored), "Thumbnails") as progress,
+    ):
+        thumbnails = pool.map(functools.partial(_thumbnail, side=side), scored)
+        for row, (thumbnail, width, height) in zip(scored, thumbnails, strict=True):
+            photos.append(
+                {
+                    "path": row["path"],
+                    "href": _href(row["path"], folder),
+                    "margin": row["margin"],
+                    "p_anomaly": row["p_anomaly"],
+                    "error": "",
+                    "thumbnail": thumbnail,
+                    "width": width,
+                    "height": height,
+                    "map": maps[len(photos)] if maps else None,
+                }
+            )
+            progress.update()
+    for row in rows[len(scored) :]:
+        empty = dict.fromkeys(("margin", "p_anomaly", "thumbnail", "map"))
+        names = {"path": row["path"], "href": _href(row["path"], folder)}
+        photos.append(names | empty | {"error": row["error"]})
+    data = {
+        "photos": photos,
+        "threshold": threshold,
+        "uncalibrated": uncalibrated,
+        "settings": settings,
+        "versions": versions,
+        "map_side": MAP_SIDE if maps else 0,
+        "map_range": scale,
+    }
+    page = _page(data)
+    with (
+        writing(path) as temporary,
+        # Line ends as they are, because the script is known by its hash.
+        open(temporary, "w", encoding="utf-8", newline="\n") as file,
+    ):
+        file.write(page)
+
+
+def _page(data: Any) -> str:
+    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    script = template.rpartition("<script>")[2].partition("</script>")[0]
+    # The page runs this script only, whatever a file name may hold.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # As ASCII, and so that no text of it ends the element it stands in.
+    text = json.dumps(data, default=str, allow_nan=False).replace("<", "\\u003c")
+    return template.replace("{{hash}}", digest).replace("{{data}}", text)
+
+
+def _thumbnail(row: dict[str, Any], side: int) -> tuple[str | None, int, int]:
+    """Return a JPEG file as text, its width and its height."""
+    try:
+        image = open_image(row["path"])
+    except ValueError:  # gone or changed since it was scored
+        return None, 1, 1
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=72, optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode(), image.width, image.height
+
+
+def _href(path: str, folder: str) -> str:
+    """Return the address of a photo, relative to the page where it can be."""
+    try:
+        relative = os.path.relpath(path, folder)
+    except ValueError:  # another drive
+        return Path(path).absolute().as_uri()
+    # The dot keeps names such as javascript:x from being anything but names.
+    return "./" + quote(os.fsencode(relative.replace(os.sep, "/")))
+
+
+def _encoded_maps(
+    anomaly_maps: Iterable[np.ndarray],
+) -> tuple[list[str], tuple[float, float]]:
+    """Return maps of 256 levels as text, and what the first and the last mean.
+
+    The scale is the same for all photos, so that they can be compared.
+    """
+    stacked = np.stack(list(anomaly_maps))
+    low, high = np.quantile(stacked, [0.01, 0.999])
+    high = max(high, low + 1e-12)
+    levels = np.rint(255 * np.clip((stacked - low) / (high - low), 0, 1))
+    texts = [
+        base64.b64encode(level.tobytes()).decode() for level in levels.astype(np.uint8)
+    ]
+    return texts, (float(low), float(high))

@@ -1,0 +1,1 @@
+"""Private: one module for each detector, and what they share."""

@@ -1,0 +1,425 @@
+"""What all detectors share: scikit-learn's outlier-detection contract."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import numbers
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+from sklearn import get_config
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from .. import metrics
+from .._clip.settings import check_clip
+
+
+def all_or_nothing(fit: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave the estimator as it was where `fit` fails or is interrupted."""
+
+    @functools.wraps(fit)
+    def guarded(self: Any, *args: Any, **params: Any) -> Any:
+        before = dict(vars(self))
+        try:
+            return fit(self, *args, **params)
+        except BaseException:
+            self.__dict__ = before
+            raise
+
+    return guarded
+
+
+class BaseDetector(OutlierMixin, BaseEstimator):
+    """Base of all detectors.
+
+    A subclass has `fit` and ``_margins(X, **params)``, which returns the margins
+    log p(normal) - log p(anomalous) of a fitted detector.
+    """
+
+    classes_: np.ndarray
+    offset_: float
+    contamination: float | str
+
+    # -- from margins to everything else ----------------------------------------
+
+    def _margins(self, *args: Any, **params: Any) -> np.ndarray:
+        raise NotImplementedError
+
+    def _checked_margins(self, X: Any, **params: Any) -> np.ndarray:
+        check_is_fitted(self)
+        if X is None:
+            raise ValueError(
+                f"{type(self).__name__} has nothing to score: X is None. X=None is "
+                "accepted by `fit` only."
+            )
+        return np.asarray(self._margins(X, **params), dtype=np.float64)
+
+    @property
+    def _is_uncalibrated(self) -> bool:
+        """Whether the threshold was never set from data."""
+        return self.contamination == "auto" and self.offset_ == 0
+
+    def _warn_if_one_sided(self, n_anomalous: int, n: int, stacklevel: int) -> None:
+        if n >= 20 and n_anomalous in (0, n) and self._is_uncalibrated:
+            verdict = "anomalous" if n_anomalous else "normal"
+            warnings.warn(
+                f"All {n} images are called {verdict}: the threshold is "
+                "uncalibrated, because text and image embeddings lie apart. The "
+                "scores still rank. Set a threshold with `contamination` or "
+                "`calibrate_threshold`.",
+                UserWarning,
+                stacklevel=stacklevel + 1,
+            )
+
+    def _verdicts(self, decision: np.ndarray) -> np.ndarray:
+        verdicts = np.where(decision >= 0, 1, -1)
+        self._warn_if_one_sided(int((verdicts == -1).sum()), len(verdicts), 3)
+        return verdicts
+
+    @staticmethod
+    def _probabilities(margins: np.ndarray) -> np.ndarray:
+        return np.column_stack([expit(-margins), expit(margins)])
+
+    def _set_offset(self, X: Any, **params: Any) -> None:
+        """Set `offset_` and `classes_`; the last step of every `fit`."""
+        self.classes_ = np.array([-1, 1])
+        self.offset_ = 0.0
+        if self.contamination != "auto":
+            margins = np.sort(self._checked_margins(X, **params))
+            # This many lie below it; scores equal to the offset are normal.
+            self.offset_ = float(margins[int(self.contamination * len(margins))])
+
+    def _check_contamination(self, X: Any) -> None:
+        value = self.contamination
+        if isinstance(value, str) and value == "auto":
+            return
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not real or not 0 < value <= 0.5:  # type: ignore[operator]
+            raise ValueError(
+                f"contamination={value!r}: expected 'auto' or a number in (0, 0.5]."
+            )
+        if X is None:
+            raise ValueError(
+                f"contamination={value!r} is a quantile of the scores of the images "
+                "given to `fit`, but X is None. Fit with images, or use "
+                "contamination='auto'."
+            )
+
+    # -- public -----------------------------------------------------------------
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Return the margin of each sample; higher is more normal.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), dtype float64
+            The margins log p(normal) - log p(anomalous), unsaturated.
+        """
+        return self._checked_margins(X)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the margin of each sample above the threshold.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), dtype float64
+            ``score_samples(X) - offset_``; not negative for normal samples.
+        """
+        return self._checked_margins(X) - self.offset_
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the verdict for each sample.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), dtype int
+            +1 for normal, -1 for anomalous.
+
+        Warns
+        -----
+        UserWarning
+            If 20 or more samples all get the same verdict from a threshold that was
+            never set from data.
+        """
+        return self._verdicts(self._checked_margins(X) - self.offset_)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probabilities of anomaly and normality.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, 2), dtype float64
+            Columns in the order of `classes_`: anomalous, normal. The logistic
+            function of the margin, which does not move with `offset_`: once a
+            threshold is set, one half is not the boundary of the verdicts.
+        """
+        return self._probabilities(self._checked_margins(X))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the area under the ROC curve.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+        y : array-like of shape (n_samples,)
+            Labels: {-1, +1} with -1 anomalous, or {0, 1} or bool with 1 anomalous.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the samples.
+
+        Returns
+        -------
+        float
+            In [0, 1].
+        """
+        return _auroc(y, self.score_samples(X), sample_weight)
+
+
+class ClassNameDetector(BaseDetector):
+    """Base of detectors to which a class name per call or per image can be given."""
+
+    def score_samples(self, X: Any, class_name: Any = None) -> np.ndarray:
+        """Return the margin of each sample; higher is more normal.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+        class_name : str, array-like of str of shape (n_samples,) or None, default=None
+            What the images show. None is what `fit` was given.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), dtype float64
+            The margins log p(normal) - log p(anomalous), unsaturated.
+        """
+        return self._checked_margins(X, class_name=class_name)
+
+    def decision_function(self, X: Any, class_name: Any = None) -> np.ndarray:
+        """Return the margin of each sample above the threshold.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+        class_name : str, array-like of str of shape (n_samples,) or None, default=None
+            What the images show. None is what `fit` was given.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), dtype float64
+            ``score_samples(X) - offset_``; not negative for normal samples.
+        """
+        return self._checked_margins(X, class_name=class_name) - self.offset_
+
+    def predict(self, X: Any, class_name: Any = None) -> np.ndarray:
+        """Return the verdict for each sample.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+        class_name : str, array-like of str of shape (n_samples,) or None, default=None
+            What the images show. None is what `fit` was given.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), dtype int
+            +1 for normal, -1 for anomalous.
+
+        Warns
+        -----
+        UserWarning
+            If 20 or more samples all get the same verdict from a threshold that was
+            never set from data.
+        """
+        decision = self._checked_margins(X, class_name=class_name) - self.offset_
+        return self._verdicts(decision)
+
+    def predict_proba(self, X: Any, class_name: Any = None) -> np.ndarray:
+        """Return the probabilities of anomaly and normality.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+        class_name : str, array-like of str of shape (n_samples,) or None, default=None
+            What the images show. None is what `fit` was given.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, 2), dtype float64
+            Columns in the order of `classes_`: anomalous, normal. The logistic
+            function of the margin, which does not move with `offset_`.
+        """
+        return self._probabilities(self._checked_margins(X, class_name=class_name))
+
+    def score(
+        self, X: Any, y: Any, sample_weight: Any = None, class_name: Any = None
+    ) -> float:
+        """Return the area under the ROC curve.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+        y : array-like of shape (n_samples,)
+            Labels: {-1, +1} with -1 anomalous, or {0, 1} or bool with 1 anomalous.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the samples.
+        class_name : str, array-like of str of shape (n_samples,) or None, default=None
+            What the images show. None is what `fit` was given.
+
+        Returns
+        -------
+        float
+            In [0, 1].
+        """
+        margins = self.score_samples(X, class_name=class_name)
+        return _auroc(y, margins, sample_weight)
+
+    def fit_predict(self, X: Any, y: Any = None, class_name: Any = None) -> np.ndarray:
+        """Fit, and return the verdict for each sample.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+        y : None, or what `fit` takes, default=None
+            The second argument of `fit`.
+        class_name : str, array-like of str of shape (n_samples,) or None, default=None
+            What the images show, for both.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), dtype int
+            +1 for normal, -1 for anomalous.
+        """
+        if isinstance(X, Iterator):
+            X = list(X)  # it is gone through twice
+        self.fit(X, y, class_name=class_name)
+        return self.predict(X, class_name=class_name)
+
+
+def _auroc(y: Any, margins: np.ndarray, sample_weight: Any) -> float:
+    if sample_weight is None:
+        return metrics.auroc(y, -margins)
+    is_anomalous = metrics.to_outlier_labels(y)
+    return float(roc_auc_score(is_anomalous, -margins, sample_weight=sample_weight))
+
+
+class EmbeddingMixin:
+    """For detectors whose samples are embeddings of images."""
+
+    clip: Any
+    n_features_in_: int
+
+    def _check_embeddings(self, X: Any, *, reset: bool) -> Any:
+        if X is None:  # in `fit`: nothing is known of an earlier one's features
+            self.__dict__.pop("feature_names_in_", None)
+            return None
+        if not reset and not hasattr(self, "feature_names_in_"):
+            # Fitted without names, or without images: names of X mean nothing then.
+            X = np.asarray(X) if hasattr(X, "columns") else X
+        try:
+            return validate_data(self, X, reset=reset, dtype=[np.float64, np.float32])
+        except ValueError as error:
+            if "contains NaN" not in str(error):
+                raise
+            rows = np.flatnonzero(np.isnan(np.asarray(X, np.float64)).any(axis=1))
+            listed = ", ".join(map(str, rows[:10])) + (
+                ", ..." if len(rows) > 10 else ""
+            )
+            raise ValueError(
+                f"Input X contains NaN, in {len(rows)} of {len(X)} rows: {listed}. "
+                "Images that could not be read give such rows with on_error='nan'. "
+                "Leave them out: X[np.isfinite(X).all(axis=1)]."
+            ) from None
+
+    def _encode_prompts(self, prompts: list[str], n_features: int | None) -> np.ndarray:
+        """Encode prompts for embeddings of images that have `n_features`, if known."""
+        embeddings = check_clip(self.clip).encode_text(prompts)
+        width = embeddings.shape[1]
+        if n_features is not None and n_features != width:
+            raise ValueError(
+                f"X has {n_features} features, but {type(self).__name__}'s clip "
+                f"{self.clip!r} makes embeddings of {width} features. Encoder and "
+                "detector need the same clip."
+            )
+        return embeddings
+
+
+def names_of_images(class_name: Any, n_images: int | None) -> list[str]:
+    """Check class names that are given per image."""
+    names = list(class_name)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(
+                "class_name: expected a string or one string per image, found "
+                f"{name!r}."
+            )
+    if n_images is None:
+        raise ValueError("class_name was given per image, but X is None.")
+    if len(names) != n_images:
+        raise ValueError(
+            f"class_name was given for {len(names)} images, but X has {n_images}."
+        )
+    return [str(name) for name in names]
+
+
+def fit_named(detector: Any, X: Any, class_name: Any) -> Any:
+    """Fit a detector, or a Pipeline that ends in one, with names if it takes them."""
+    if class_name is None:
+        return detector.fit(X)
+    if not isinstance(detector, Pipeline):
+        return detector.fit(X, **_class_name_for(detector.fit, class_name))
+    step, last = detector.steps[-1]
+    names = _class_name_for(last.fit, class_name)
+    if not get_config()["enable_metadata_routing"]:
+        names = {f"{step}__{name}": value for name, value in names.items()}
+    return detector.fit(X, **names)
+
+
+def score_named(detector: Any, X: Any, class_name: Any) -> np.ndarray:
+    """Score with a detector, or a Pipeline that ends in one, as `fit_named` fits."""
+    if class_name is None:
+        return detector.score_samples(X)
+    if isinstance(detector, Pipeline):
+        # Pipeline.score_samples passes on no other argument than X.
+        X = detector[:-1].transform(X) if len(detector) > 1 else X
+        return score_named(detector[-1], X, class_name)
+    names = _class_name_for(detector.score_samples, class_name)
+    return detector.score_samples(X, **names)
+
+
+def _class_name_for(method: Any, class_name: Any) -> dict[str, Any]:
+    """Return `class_name` as a keyword for a method that takes it."""
+    takes = "class_name" in inspect.signature(method).parameters
+    return {"class_name": class_name} if takes else {}

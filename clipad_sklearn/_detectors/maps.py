@@ -1,0 +1,277 @@
+"""What the detectors share that say where the anomaly is."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+
+from .._clip.settings import OpenCLIP, check_clip
+from .._images import check_images
+from .base import ClassNameDetector, names_of_images
+
+if TYPE_CHECKING:
+    import torch
+
+# Thresholds of maps are found to one part in this.
+_N_BINS = 2**20
+
+
+class MapDetector(ClassNameDetector):
+    """Base of detectors on images that say where the anomaly is.
+
+    A subclass has `fit`, ``_margins``, ``_embedding_detector``, the detector on
+    embeddings from which image scores come, and ``_model_maps(pixels, class_names)``,
+    which returns the maps of a batch of preprocessed pixels at the size of these, as
+    (n, height, width) in [0, 1] with 0.5 where neither state is nearer.
+    """
+
+    clip: Any
+    pixel_contamination: float | str
+    pixel_offset_: float
+
+    @property
+    def _embedding_detector(self) -> Any:
+        raise NotImplementedError
+
+    def _model_maps(
+        self, pixels: torch.Tensor, class_names: str | list[str] | None
+    ) -> np.ndarray:
+        raise NotImplementedError
+
+    # -- public -----------------------------------------------------------------
+
+    def anomaly_maps(
+        self,
+        X: Any,
+        *,
+        size: str | tuple[int, int] = "image",
+        class_name: Any = None,
+    ) -> Any:
+        """Return a map of anomaly scores for each image.
+
+        Parameters
+        ----------
+        X : sequence of path, PIL.Image or array, or one array
+            The images, see :meth:`OpenCLIP.encode_image`.
+        size : "image", "model" or (int, int), default="image"
+            Height and width of the maps: those of each image, those of the model's
+            input, or these.
+        class_name : str, array-like of str of shape (n_images,) or None, default=None
+            What the images show. None is what `fit` was given.
+
+        Returns
+        -------
+        list of ndarray, or ndarray of shape (n_images, height, width)
+            A list for ``size="image"``. Of dtype float32, in [0, 1] on a scale that
+            does not depend on the image; higher is more anomalous.
+
+        Raises
+        ------
+        ImageReadError
+            If images cannot be read.
+        ValueError
+            If `X` is empty or a lone image, if `size` is none of these, or if the
+            vision tower of the CLIP has no patch tokens that can be used.
+        """
+        maps = list(self.iter_anomaly_maps(X, size=size, class_name=class_name))
+        return maps if isinstance(size, str) and size == "image" else np.stack(maps)
+
+    def iter_anomaly_maps(
+        self,
+        X: Any,
+        *,
+        size: str | tuple[int, int] = "image",
+        class_name: Any = None,
+    ) -> Iterator[np.ndarray]:
+        """Yield a map of anomaly scores for each image, in order.
+
+        As `anomaly_maps`, for more images than maps fit in memory: what is held at a
+        time depends on the batch size of `clip` alone.
+
+        Parameters
+        ----------
+        X : sequence of path, PIL.Image or array, or one array
+            The images.
+        size : "image", "model" or (int, int), default="image"
+            Height and width of the maps.
+        class_name : str, array-like of str of shape (n_images,) or None, default=None
+            What the images show. None is what `fit` was given.
+
+        Returns
+        -------
+        iterator of ndarray of shape (height, width), dtype float32
+            Maps in [0, 1]; higher is more anomalous.
+
+        Raises
+        ------
+        ImageReadError
+            If images cannot be read; after the maps of the images before the first
+            of them.
+        ValueError
+            As `anomaly_maps`.
+        """
+        check_is_fitted(self)
+        images = check_images(X)
+        clip = check_clip(self.clip)
+        clip._check_settings()
+        size = _check_size(size, clip)
+        if class_name is not None and not isinstance(class_name, str):
+            class_name = names_of_images(class_name, len(images))
+        return self._iter_maps(clip, images, size, class_name)
+
+    def predict_masks(
+        self,
+        X: Any,
+        *,
+        size: str | tuple[int, int] = "image",
+        class_name: Any = None,
+    ) -> Any:
+        """Return for each image which pixels are anomalous.
+
+        Parameters
+        ----------
+        X : sequence of path, PIL.Image or array, or one array
+            The images.
+        size : "image", "model" or (int, int), default="image"
+            Height and width of the masks.
+        class_name : str, array-like of str of shape (n_images,) or None, default=None
+            What the images show. None is what `fit` was given.
+
+        Returns
+        -------
+        list of ndarray, or ndarray of shape (n_images, height, width)
+            Of dtype bool, True where the anomaly map is above `pixel_offset_`. A list
+            for ``size="image"``.
+        """
+        maps = self.iter_anomaly_maps(X, size=size, class_name=class_name)
+        masks = [anomaly_map > self.pixel_offset_ for anomaly_map in maps]
+        return masks if isinstance(size, str) and size == "image" else np.stack(masks)
+
+    # -- streaming ----------------------------------------------------------------
+
+    def _iter_maps(
+        self,
+        clip: OpenCLIP,
+        images: Sequence[Any],
+        size: str | tuple[int, int],
+        class_name: str | list[str] | None,
+    ) -> Iterator[np.ndarray]:
+        start = 0
+        for pixels, image_sizes in clip._pixel_batches(images):
+            names = class_name
+            if isinstance(class_name, list):
+                names = class_name[start : start + len(image_sizes)]
+            start += len(image_sizes)
+
+            def maps_of(part: slice, pixels: Any = pixels, names: Any = names) -> Any:
+                some = names[part] if isinstance(names, list) else names
+                return self._model_maps(pixels[part], some)
+
+            maps = clip._model().within_memory("maps", len(pixels), maps_of)
+            for anomaly_map, image_size in zip(maps, image_sizes, strict=True):
+                if isinstance(size, tuple):
+                    yield _resized(anomaly_map, size)
+                elif size == "image":
+                    yield _resized(anomaly_map, image_size)
+                else:
+                    yield anomaly_map.astype(np.float32)
+
+    # -- threshold of maps ----------------------------------------------------------
+
+    def _check_contamination(self, X: Any) -> None:
+        super()._check_contamination(X)
+        value = self.pixel_contamination
+        if isinstance(value, str) and value == "auto":
+            return
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not real or not 0 < value <= 0.5:  # type: ignore[operator]
+            raise ValueError(
+                f"pixel_contamination={value!r}: expected 'auto' or a number in "
+                "(0, 0.5]."
+            )
+        if X is None:
+            raise ValueError(
+                f"pixel_contamination={value!r} is a quantile of the anomaly maps of "
+                "the images given to `fit`, but X is None. Fit with images, or use "
+                "pixel_contamination='auto'."
+            )
+
+    def _set_offset(self, X: Any, **params: Any) -> None:
+        """Set `offset_`, `pixel_offset_` and `classes_`; the last step of `fit`."""
+        self.pixel_offset_ = 0.5
+        super()._set_offset(X, **params)
+        if self.pixel_contamination == "auto":
+            return
+        # Counts per bin need no more memory for more images, unlike sorting.
+        counts = np.zeros(_N_BINS + 1, dtype=np.int64)
+        for anomaly_map in self.iter_anomaly_maps(X, size="model", **params):
+            bins = np.rint(anomaly_map.astype(np.float64) * _N_BINS).astype(np.int64)
+            counts += np.bincount(bins.ravel(), minlength=_N_BINS + 1)
+        above = counts[::-1].cumsum()[::-1] - counts
+        allowed = int(float(self.pixel_contamination) * counts.sum())
+        self.pixel_offset_ = (int(np.argmax(above <= allowed)) + 0.5) / _N_BINS
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        return tags
+
+
+def upsampled(
+    maps: np.ndarray, size: tuple[int, int], *, align_corners: bool = False
+) -> np.ndarray:
+    """Enlarge maps (..., rows, columns) to `size`, bilinearly."""
+    rows = interpolation(maps.shape[-2], size[0], align_corners)
+    columns = interpolation(maps.shape[-1], size[1], align_corners)
+    return rows @ maps @ columns.T
+
+
+def interpolation(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
+    """Return the matrix (n_out, n_in) of linear interpolation."""
+    if align_corners:
+        positions = np.linspace(0, n_in - 1, n_out)
+    else:
+        positions = (np.arange(n_out) + 0.5) * n_in / n_out - 0.5
+        positions = positions.clip(0, n_in - 1)
+    distances = np.abs(positions[:, np.newaxis] - np.arange(n_in))
+    return np.maximum(1 - distances, 0)
+
+
+def _check_size(size: Any, clip: OpenCLIP) -> str | tuple[int, int]:
+    if isinstance(size, str) and size in ("image", "model"):
+        if size == "image" and clip.resize == "crop":
+            raise ValueError(
+                "With resize='crop' the model sees only the centre of an image, so "
+                "there is no map of all of it. Use OpenCLIP(..., resize='squash'), or "
+                "size='model' for a map of the centre."
+            )
+        return size
+    try:
+        height, width = size
+        valid = all(
+            isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1
+            for n in (height, width)
+        )
+    except (TypeError, ValueError):
+        valid = False
+    if isinstance(size, str) or not valid:
+        raise ValueError(
+            f"size={size!r}: expected 'image', 'model' or (height, width) of at least "
+            "1 each."
+        )
+    return int(height), int(width)
+
+
+def _resized(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize one map, bilinearly, and with antialiasing where it shrinks."""
+    from PIL import Image
+
+    image = Image.fromarray(anomaly_map.astype(np.float32))
+    resized = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(resized), 0, 1)

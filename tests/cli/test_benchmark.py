@@ -1,0 +1,425 @@
+"""``clipad benchmark`` on miniature trees, in real processes where that matters."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from trees import write_mvtec_ad, write_sewer_ml, write_visa, write_visa_one_class
+
+from clipad_sklearn import metrics
+from clipad_sklearn._cli.benchmark_run import read_mask
+from clipad_sklearn._cli.benchmark_tables import IMAGE_METRICS, PIXEL_METRICS, bootstrap
+from clipad_sklearn._cli.main import main
+
+FAST = ["--clip", "tiny", "--draws", "100"]
+TABLES = ("results.json", "results.csv", "results.md")
+
+
+def arguments(data: str, root: Path, out: Path, methods: str) -> list[str]:
+    given = ["--data", data, "--root", str(root), "--out", str(out)]
+    return ["benchmark", *given, "--methods", methods, *FAST]
+
+
+def rows_of(out: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with open(out / "results.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {(row["category"], row["method"]): row for row in rows}
+
+
+# -- end to end ------------------------------------------------------------------
+
+
+def test_mvtec_ad_with_every_kind_of_method(tmp_path: Path) -> None:
+    root = write_mvtec_ad(tmp_path / "mvtec")
+    methods = "prompt,random-word,fusion,sdp,winclip-random-word"
+    out = tmp_path / "out"
+    given = [*arguments("mvtec", root, out, methods), "--seeds", "2", "--n-pairs", "50"]
+    assert main(given) == 0
+    rows = rows_of(out)
+    assert len(rows) == 3 * 5
+    results = json.loads((out / "results.json").read_text())
+    for (category, method), row in rows.items():
+        seeded = method in ("random-word", "fusion", "winclip-random-word")
+        assert row["error"] == ""
+        assert int(row["n_seeds"]) == 1 + seeded
+        assert (row["auroc_std"] != "") == seeded
+        low, value, high = (
+            float(row[f"auroc{suffix}"]) for suffix in ("_low", "", "_high")
+        )
+        assert 0 <= low <= value <= high <= 1
+        assert (row["pro"] != "") == (method in ("sdp", "winclip-random-word"))
+        if category == "mean":
+            pair = [float(rows[c, method]["auroc"]) for c in ("bottle", "wood")]
+            assert value == pytest.approx(np.mean(pair))
+            assert int(row["n_images"]) == 16
+            continue
+        part = results["categories"][category]
+        for name, metric in IMAGE_METRICS.items():
+            found = [
+                metric(part["data"]["is_anomalous"], scores)
+                for scores in part["methods"][method]["scores"]
+            ]
+            assert float(row[name]) == pytest.approx(np.mean(found))
+    assert results["versions"]["torch"]
+    assert len(results["weights"]) == 64
+    assert str(tmp_path) not in json.dumps(results["categories"])
+    text = (out / "results.md").read_text()
+    assert text.startswith("# Benchmark: mvtec, unknown object")
+    assert "## PRO by category" in text
+    with open(out / "times.csv", newline="") as file:
+        times = list(csv.DictReader(file))
+    assert len(times) == 2 * 5
+    assert all(float(row["score_ms_per_image"]) > 0 for row in times)
+
+    # Nothing is done again, and the tables stay as they are.
+    before = {name: (out / name).read_bytes() for name in (*TABLES, "times.csv")}
+    assert main(given) == 0
+    assert {name: (out / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("layout", ["visa", "1cls", "sewer-ml", "folder"])
+def test_other_layouts(layout: str, tmp_path: Path) -> None:
+    root, out, data = tmp_path / "data", tmp_path / "out", layout
+    methods = "prompt,sdp"
+    if layout == "visa":
+        write_visa(root)
+    elif layout == "1cls":
+        write_visa_one_class(root)
+        data = "visa"
+    elif layout == "sewer-ml":
+        write_sewer_ml(root)
+        methods = "prompt"
+    else:
+        write_mvtec_ad(root)
+        root = root / "wood"
+        shutil.rmtree(root / "train")
+        for folder in (root / "test").iterdir():
+            folder.rename(root / folder.name)
+        (root / "test").rmdir()
+    given = arguments(data, root, out, methods)
+    assert main([*given, "--known-object"]) == 0
+    rows = rows_of(out)
+    categories = {
+        "visa": {"candle", "pcb1"},
+        "1cls": {"candle", "pcb1"},
+        "sewer-ml": {"sewer pipe"},
+        "folder": {"."},
+    }[layout]
+    assert {category for category, _ in rows} == {"mean", *categories}
+    if methods != "prompt":
+        assert all(row["pixel_auroc"] for key, row in rows.items() if key[1] == "sdp")
+    assert "known object" in (out / "results.md").read_text()
+
+
+def test_image_scores_are_those_of_the_library(tmp_path: Path) -> None:
+    from clipad_sklearn import OpenCLIP, PromptDetector
+    from clipad_sklearn.datasets import load_mvtec_ad
+
+    root = write_mvtec_ad(tmp_path / "mvtec", ("metal_nut",))
+    out = tmp_path / "out"
+    assert main([*arguments("mvtec", root, out, "prompt"), "--known-object"]) == 0
+    data = load_mvtec_ad(root, "metal_nut")
+    embeddings = OpenCLIP("tiny").encode_image(data.images)
+    detector = PromptDetector("tiny", class_name="metal nut").fit()
+    expected = metrics.auroc(data.target, -detector.score_samples(embeddings))
+    assert float(rows_of(out)["metal_nut", "prompt"]["auroc"]) == expected
+
+
+# -- what is wrong becomes a row ---------------------------------------------------
+
+
+def unreadable(root: Path) -> None:
+    (root / "wood" / "test" / "good" / "000.png").write_bytes(b"no image")
+
+
+def missing_mask(root: Path) -> None:
+    (root / "wood" / "ground_truth" / "hole" / "003_mask.png").unlink()
+
+
+def mask_of_another_size(root: Path) -> None:
+    path = root / "wood" / "ground_truth" / "hole" / "003_mask.png"
+    Image.new("L", (20, 30), 255).save(path)
+
+
+def broken_mask(root: Path) -> None:
+    (root / "wood" / "ground_truth" / "hole" / "003_mask.png").write_bytes(b"x")
+
+
+def empty_category(root: Path) -> None:
+    shutil.rmtree(root / "wood" / "test")
+    (root / "wood" / "test" / "good").mkdir(parents=True)
+
+
+def only_good(root: Path) -> None:
+    for kind in ("hole", "scratch"):
+        shutil.rmtree(root / "wood" / "test" / kind)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "methods", "message"),
+    [
+        (unreadable, ("prompt", "sdp"), "1 image could not be read"),
+        (missing_mask, ("prompt", "sdp"), "have no mask"),
+        (mask_of_another_size, ("sdp",), "has 20 x 30 pixels, but its image 48 x 48"),
+        (broken_mask, ("sdp",), "003_mask.png cannot be read"),
+        (empty_category, ("prompt", "sdp"), "is empty"),
+        (only_good, ("prompt", "sdp"), "needs both good and anomalous images"),
+    ],
+)
+def test_failing_category_becomes_a_row(
+    spoil: Callable[[Path], None],
+    methods: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    root, out = write_mvtec_ad(tmp_path / "mvtec"), tmp_path / "out"
+    shutil.copytree(root, tmp_path / "whole")
+    spoil(root)
+    given = arguments("mvtec", root, out, "prompt,sdp")
+    assert main(given) == 1
+    rows = rows_of(out)
+    for method in ("prompt", "sdp"):
+        assert rows["bottle", method]["auroc"] != ""
+        failed = method in methods
+        assert (message in rows["wood", method]["error"]) == failed
+        assert (rows["wood", method]["auroc"] == "") == failed
+        mean = rows["mean", method]
+        assert mean["error"] == ("1 of 2 categories failed" if failed else "")
+        assert mean["auroc"] != ""
+    assert "## Failures" in (out / "results.md").read_text()
+
+    # Put right, it is tried again.
+    shutil.rmtree(root)
+    shutil.copytree(tmp_path / "whole", root)
+    assert main(given) == 0
+    assert all(row["error"] == "" for row in rows_of(out).values())
+
+
+MVTEC = "--data mvtec --root . --out out --clip tiny"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("", "--data is required"),
+        ("--data mvtec --root .", "--out is required"),
+        (f"{MVTEC} --methods prompt,magic", "'magic' is not known"),
+        (f"{MVTEC} --methods prompt,prompt", "--methods: one is named twice"),
+        (f"{MVTEC} --categories a a", "--categories: one is named twice"),
+        (MVTEC, "has no folder of a category"),
+        (f"{MVTEC} --root nowhere", "no such folder"),
+        (f"{MVTEC} --data sewer-ml --categories x", "Sewer-ML has only one"),
+        (f"{MVTEC} --clip nothing", "no such path"),
+        ("compare a.json", "expected `clipad benchmark compare"),
+        ("compare a.json b.json", "is not the results.json of a benchmark"),
+    ],
+)
+def test_wrong_usage(
+    given: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        status: Any = main(["benchmark", *given.split()])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+
+
+def test_folder_of_other_settings_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = write_mvtec_ad(tmp_path / "mvtec", ("wood",)), tmp_path / "out"
+    assert main(arguments("mvtec", root, out, "clip-ac")) == 0
+    before = (out / "results.json").read_bytes()
+    assert main(arguments("mvtec", root, out, "prompt")) == 2
+    assert "methods: ['clip-ac'] there, ['prompt'] now" in capsys.readouterr().err
+    assert (out / "results.json").read_bytes() == before
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "thesis.txt").touch()
+    assert main(arguments("mvtec", root, other, "prompt")) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_changed_data_are_scored_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = write_mvtec_ad(tmp_path / "mvtec"), tmp_path / "out"
+    given = arguments("mvtec", root, out, "clip-ac")
+    assert main(given) == 0
+    assert "already there" not in capsys.readouterr().err
+    Image.new("RGB", (48, 48)).save(root / "wood" / "test" / "good" / "000.png")
+    assert main(given) == 0
+    said = capsys.readouterr().err
+    assert "bottle, clip-ac: already there" in said
+    assert "wood, clip-ac: AUROC" in said
+
+
+# -- killed ----------------------------------------------------------------------
+
+
+def test_killed_and_resumed_gives_the_same_tables(tmp_path: Path) -> None:
+    root = write_mvtec_ad(tmp_path / "mvtec", ("bottle", "screw", "wood"))
+    methods = "prompt,random-word,sdp"
+    options = ["--seeds", "2", "--n-pairs", "50"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-m", "clipad_sklearn"]
+    uninterrupted = [*command, *arguments("mvtec", root, whole, methods), *options]
+    assert subprocess.run(uninterrupted, capture_output=True).returncode == 0
+    resumed = [*command, *arguments("mvtec", root, killed, methods), *options]
+    rng = random.Random(0)
+    for _ in range(2):
+        process = subprocess.Popen(
+            resumed, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        parts = len(list(killed.glob("parts/*.json")))
+        while process.poll() is None:
+            if len(list(killed.glob("parts/*.json"))) > parts:
+                time.sleep(rng.uniform(0, 0.5))
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(resumed, capture_output=True).returncode == 0
+    for name in TABLES:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert not list(killed.rglob("*.tmp"))
+
+
+# -- metrics and intervals -----------------------------------------------------------
+
+
+def test_metrics_agree_with_scikit_learn() -> None:
+    """And PRO with brute force, on random cases with ties."""
+    from scipy import ndimage
+    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+    rng = np.random.default_rng(0)
+    for case in range(int(os.environ.get("CLIPAD_METRIC_CASES", 60))):
+        n = int(rng.integers(2, 40))
+        truth = rng.permutation(np.arange(n) < rng.integers(1, n))
+        scores = rng.integers(0, rng.integers(2, 30), n) / 7
+        assert abs(metrics.auroc(truth, scores) - roc_auc_score(truth, scores)) < 1e-12
+        expected = average_precision_score(truth, scores)
+        assert abs(metrics.aupr(truth, scores) - expected) < 1e-12
+        best = max(f1_score(truth, scores >= t) for t in np.unique(scores))
+        assert abs(metrics.f1_max(truth, scores) - best) < 1e-12
+
+        masks = [rng.random((9, 8)) < 0.15 for _ in range(3)]
+        masks[0][4, 4], masks[0][0, 0] = True, False
+        maps = [rng.integers(0, 12, (9, 8)) / 11 for _ in range(3)]
+        got = metrics.pro(masks, maps)
+        regions = [
+            (i, labels == k)
+            for i, mask in enumerate(masks)
+            for labels, count in [ndimage.label(mask, np.ones((3, 3)))]
+            for k in range(1, count + 1)
+        ]
+        points = [(0.0, 0.0)]
+        for threshold in np.unique(maps)[::-1]:
+            flagged = [m >= threshold for m in maps]
+            normal = np.concatenate(
+                [f[~m] for f, m in zip(flagged, masks, strict=True)]
+            )
+            overlap = np.mean([flagged[i][region].mean() for i, region in regions])
+            points.append((normal.mean(), overlap))
+        x, y = np.array(points).T
+        grid = np.unique(np.append(x[x < 0.3], 0.3))
+        area = 0.0
+        for left, right in itertools.pairwise(grid):
+            # Where the curve jumps, its upper end counts on the left of a piece.
+            start = y[np.flatnonzero(x == left).max()]
+            end = np.interp(right, x, y) if right not in x else y[np.argmax(x == right)]
+            area += (right - left) * (start + end) / 2
+        assert abs(got - area / 0.3) < 1e-6, case
+
+
+def test_bootstrap_is_that_of_resampled_images(rng: np.random.Generator) -> None:
+    truth = np.arange(30) % 3 == 0
+    scores = rng.integers(0, 8, (2, 30)) / 3 + truth
+    draws = bootstrap(truth, scores, 40, seed=5)
+    assert draws.shape == (40, 3)
+    # The same draws, taken as resampled images.
+    generator = np.random.default_rng(5)
+    counts = np.empty((40, 30), dtype=int)
+    for kind in (False, True):
+        chosen = truth == kind
+        size = chosen.sum()
+        counts[:, chosen] = generator.multinomial(size, np.full(size, 1 / size), 40)
+    for draw, count in zip(draws, counts, strict=True):
+        picked = np.repeat(np.arange(30), count)
+        for value, metric in zip(draw, IMAGE_METRICS.values(), strict=True):
+            expected = np.mean([metric(truth[picked], s[picked]) for s in scores])
+            assert abs(value - expected) < 1e-12
+
+
+def test_masks_are_reduced_and_checked(tmp_path: Path) -> None:
+    mask = np.zeros((40, 60), dtype=np.uint8)
+    mask[:20, :30] = 3  # as in VisA, masks hold the number of the defect
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    Image.new("RGB", (60, 40)).save(tmp_path / "image.png")
+    reduced = read_mask(str(tmp_path / "mask.png"), str(tmp_path / "image.png"), (4, 6))
+    expected = np.zeros((4, 6), dtype=bool)
+    expected[:2, :3] = True
+    np.testing.assert_array_equal(reduced, expected)
+    # A photo on its side has the mask of the upright one.
+    upright = Image.new("RGB", (40, 60))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.save(tmp_path / "side.jpg", exif=exif)
+    read_mask(str(tmp_path / "mask.png"), str(tmp_path / "side.jpg"), (4, 6))
+
+
+# -- compare ---------------------------------------------------------------------
+
+
+def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_mvtec_ad(tmp_path / "mvtec", n=16)
+    for out, extra in (("a", []), ("b", ["--known-object"])):
+        given = arguments("mvtec", root, tmp_path / out, "prompt,clip-ac")
+        assert main([*given, *extra]) == 0
+    capsys.readouterr()
+    first, second = (str(tmp_path / out / "results.json") for out in "ab")
+    assert main(["benchmark", "compare", first, first]) == 0
+    same = capsys.readouterr().out
+    assert same.count("+0.0 [+0.0, +0.0]") == 3 * 2 * 3
+    assert main(["benchmark", "compare", first, second]) == 0
+    text = capsys.readouterr().out
+    lines = [line for line in text.splitlines() if line.startswith("| mean | prompt")]
+    a, b = (float(rows_of(tmp_path / out)["mean", "prompt"]["auroc"]) for out in "ab")
+    assert f"{100 * a:.1f}, {100 * b:.1f}: {100 * (b - a):+.1f} [" in lines[0]
+
+    # Other images cannot be paired.
+    changed = json.loads(Path(second).read_text())
+    for part in changed["categories"].values():
+        part["data"]["images"][0] = "another.png"
+    (tmp_path / "c.json").write_text(json.dumps(changed))
+    assert main(["benchmark", "compare", first, str(tmp_path / "c.json")]) == 2
+    assert "wood: left out, the images are not the same" in capsys.readouterr().err
+
+
+def test_pixel_metrics_have_their_titles() -> None:
+    from clipad_sklearn._cli.benchmark_tables import TITLES
+
+    assert set(TITLES) == {*IMAGE_METRICS, *PIXEL_METRICS}

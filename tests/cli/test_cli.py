@@ -1,0 +1,578 @@
+"""The command `clipad`, on real files, and in real processes where that matters."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.pipeline import make_pipeline
+
+from clipad_sklearn import CLIPImageEncoder, PromptDetector
+from clipad_sklearn._cli.main import main
+from clipad_sklearn._cli.output import UsageError, writing
+from clipad_sklearn._cli.score import find_images, make_rows
+from clipad_sklearn.datasets import make_defect_images
+from clipad_sklearn.metrics import auroc
+
+COMMAND = [sys.executable, "-m", "clipad_sklearn"]
+TINY = ["--clip", "tiny", "--method", "prompt"]
+COLUMNS = ["path", "rank", "p_anomaly", "margin", "threshold", "verdict", "error"]
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, timeout=600
+    )
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def score(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """Run ``clipad score`` in this process and return its JSON."""
+    out = tmp_path / "scores.json"
+    assert main(["score", *arguments, "--out", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 photos: ``good/00.png`` to ``good/11.png``, and so in ``bad``."""
+    folder = tmp_path_factory.mktemp("photos")
+    data = make_defect_images(24, size=48, random_state=0)
+    numbers = {1: 0, -1: 0}
+    for pixels, target in zip(data.images, data.target, strict=True):
+        kind = folder / ("good" if target == 1 else "bad")
+        kind.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(kind / f"{numbers[target]:02d}.png")
+        numbers[target] += 1
+    return folder
+
+
+@pytest.fixture
+def few(folder: Path, tmp_path: Path) -> Path:
+    """A folder of three photos that a test may change."""
+    few = tmp_path / "few"
+    few.mkdir()
+    for i in range(3):
+        (few / f"{i}.png").write_bytes((folder / "good" / f"{i:02d}.png").read_bytes())
+    return few
+
+
+# -- the main job --------------------------------------------------------------
+
+
+def test_three_bad_files_among_fifty(folder: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    data = make_defect_images(47, size=48, random_state=1)
+    for i, pixels in enumerate(data.images):
+        Image.fromarray(pixels).save(photos / f"{i:02d}.png")
+    (photos / "empty.png").touch()
+    (photos / "text.png").write_text("no image")
+    whole = (photos / "00.png").read_bytes()
+    (photos / "truncated.png").write_bytes(whole[: len(whole) // 2])
+
+    saved = ["--save", "detector.joblib"]
+    result = run("score", "photos", *TINY, "--out", "scores.csv", *saved, cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    rows = read_csv(tmp_path / "scores.csv")
+    assert list(rows[0]) == COLUMNS
+    scored, failed = rows[:47], rows[47:]
+    assert [row["rank"] for row in scored] == [str(i) for i in range(1, 48)]
+    margins = [float(row["margin"]) for row in scored]
+    assert margins == sorted(margins)
+    assert all(row["verdict"] in ("normal", "anomalous") for row in scored)
+    assert {row["error"] for row in scored} == {""}
+    assert {row["path"] for row in failed} == {
+        os.path.join("photos", f"{name}.png") for name in ("empty", "text", "truncated")
+    }
+    for row in failed:
+        assert row["error"]
+        assert {row[name] for name in COLUMNS[1:-1]} == {""}
+        assert f"not read: {row['path']}: {row['error']}" in result.stderr
+    assert result.stderr.count("uncalibrated") == 1
+    assert "Traceback" not in result.stderr
+    assert "47 scored" in result.stdout
+    assert sorted(os.listdir(tmp_path)) == ["detector.joblib", "photos", "scores.csv"]
+
+    # The saved detector gives the same scores in another process.
+    result = run(
+        "score", "photos", "--load", "detector.joblib", "--out", "b.csv", cwd=tmp_path
+    )
+    assert result.returncode == 1, result.stderr
+    assert "can run any code" in result.stderr
+    assert read_csv(tmp_path / "b.csv") == rows
+
+
+def test_scores_are_those_of_the_library(folder: Path, tmp_path: Path) -> None:
+    report = score(tmp_path, str(folder), *TINY, "--class-name", "thing")
+    paths = [row["path"] for row in report["scores"]]
+    embeddings = CLIPImageEncoder("tiny").transform(paths)
+    detector = PromptDetector("tiny", class_name="thing").fit(embeddings)
+    margins = [row["margin"] for row in report["scores"]]
+    np.testing.assert_allclose(margins, detector.score_samples(embeddings), atol=1e-6)
+    probabilities = [row["p_anomaly"] for row in report["scores"]]
+    expected = detector.predict_proba(embeddings)[:, 0]
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+
+
+def test_json_has_the_columns_settings_and_versions(few: Path, tmp_path: Path) -> None:
+    (few / "bad.png").touch()
+    out = tmp_path / "scores.json"
+    assert main(["score", str(few), *TINY, "--out", str(out)]) == 1
+    report = json.loads(out.read_text())
+    assert set(report) == {"settings", "versions", "scores"}
+    assert all(list(row) == COLUMNS for row in report["scores"])
+    assert report["scores"][-1]["margin"] is None
+    assert report["settings"]["method"] == "prompt"
+    assert report["settings"]["clip"]["model_name"] == "tiny"
+    assert report["settings"]["threshold_from"] == "none"
+    assert "open_clip_torch" in report["versions"]
+    assert main(["score", str(few), *TINY, "--out", str(tmp_path / "s.csv")]) == 1
+    for row, same in zip(read_csv(tmp_path / "s.csv"), report["scores"], strict=True):
+        assert row["margin"] == ("" if same["margin"] is None else str(same["margin"]))
+
+
+def test_table_on_the_terminal(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["score", str(folder), *TINY]) == 0
+    out, err = capsys.readouterr()
+    assert len([line for line in out.splitlines() if ".png" in line]) == 20
+    assert "and 4 more; write all with --out FILE.csv" in out
+    assert err.count("\n") == 1
+    assert "uncalibrated" in err
+
+
+@pytest.mark.parametrize("method", ["random-word", "fusion"])
+def test_other_methods(method: str, few: Path, tmp_path: Path) -> None:
+    report = score(tmp_path, str(few), "--clip", "tiny", "--method", method)
+    assert [row["rank"] for row in report["scores"]] == [1, 2, 3]
+
+
+# -- which images --------------------------------------------------------------
+
+
+def test_a_file_reached_twice_is_scored_once(few: Path, monkeypatch) -> None:
+    monkeypatch.chdir(few.parent)
+    (few / "again.png").symlink_to(few / "0.png")
+    paths, notes = find_images(["few/1.png", "few", str(few), "few/*.png", "./few"])
+    assert paths == ["few/1.png", "few/0.png", "few/2.png"]
+    assert notes == []
+
+
+def test_globs_that_no_shell_expanded(folder: Path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    assert len(find_images(["*"])[0]) == 24
+    assert len(find_images(["**/0*.png"])[0]) == 20
+    paths, notes = find_images(["good/0[12].png", "bad/nothing*.png"])
+    assert paths == [os.path.join("good", "01.png"), os.path.join("good", "02.png")]
+    assert notes == ["no image found in bad/nothing*.png"]
+
+
+def test_a_name_that_looks_like_a_glob(few: Path) -> None:
+    path = few / "part[1].png"
+    (few / "0.png").rename(path)
+    assert find_images([str(path)]) == ([str(path)], [])
+
+
+def test_a_missing_file_beside_others_is_an_error_row(
+    few: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "scores.csv"
+    missing = str(few / "missing.png")
+    assert main(["score", str(few), missing, *TINY, "--out", str(out)]) == 1
+    assert read_csv(out)[-1]["path"] == missing
+    assert read_csv(out)[-1]["error"] == "no such file"
+
+
+# -- thresholds ----------------------------------------------------------------
+
+
+def verdicts(report: dict[str, Any]) -> list[str]:
+    return [row["verdict"] for row in report["scores"]]
+
+
+def test_threshold(folder: Path, tmp_path: Path) -> None:
+    report = score(tmp_path, str(folder), *TINY, "--threshold", "0.1")
+    assert {row["threshold"] for row in report["scores"]} == {0.1}
+    for row in report["scores"]:
+        assert (row["verdict"] == "normal") == (row["margin"] >= 0.1)
+
+
+def test_contamination(folder: Path, tmp_path: Path) -> None:
+    report = score(tmp_path, str(folder), *TINY, "--contamination", "0.25")
+    assert verdicts(report) == ["anomalous"] * 6 + ["normal"] * 18
+
+
+def test_calibrate_on_good_images(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    good = str(folder / "good")
+    arguments = [good, *TINY, "--calibrate", good, "--max-false-alarm", "0.25"]
+    report = score(tmp_path, *arguments)
+    assert verdicts(report) == ["anomalous"] * 3 + ["normal"] * 9
+    shown = capsys.readouterr()
+    threshold = report["scores"][0]["threshold"]
+    assert f"threshold {threshold!r} (--calibrate)" in shown.out
+    again = score(tmp_path, good, *TINY, f"--threshold={threshold!r}")
+    assert again["scores"] == report["scores"]
+    capsys.readouterr()
+    assert "less than one" not in shown.err
+    # At the default of 0.05 none of twelve may be called anomalous.
+    report = score(tmp_path, good, *TINY, "--calibrate", good)
+    assert set(verdicts(report)) == {"normal"}
+    assert "0.05 of 12 good photos is less than one" in capsys.readouterr().err
+
+
+def test_calibrate_on_good_and_bad_images(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    good, bad = str(folder / "good"), str(folder / "bad")
+    report = score(tmp_path, good, bad, *TINY, "--calibrate", good, bad)
+    is_bad = [row["path"].startswith(bad) for row in report["scores"]]
+    flagged = [verdict == "anomalous" for verdict in verdicts(report)]
+    hits = sum(np.logical_and(is_bad, flagged))
+    f1 = 2 * hits / (sum(is_bad) + sum(flagged))
+    cuts = range(1, len(is_bad) + 1)
+    best = max(2 * sum(is_bad[:cut]) / (sum(is_bad) + cut) for cut in cuts)
+    assert f1 == pytest.approx(best)
+    assert "uncalibrated" not in capsys.readouterr().err
+    # Bad photos in two folders are the same as in one.
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(bad, first)
+    second.mkdir()
+    for path in sorted(first.iterdir())[::2]:
+        path.rename(second / path.name)
+    folders = (good, str(first), str(second))
+    again = score(tmp_path, good, bad, *TINY, "--calibrate", *folders)
+    assert again["scores"] == report["scores"]
+
+
+def test_an_unreadable_calibration_image_is_named(
+    folder: Path, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (few / "bad.png").touch()
+    arguments = ["score", str(folder), *TINY, "--calibrate", str(few)]
+    assert main(arguments) == 1
+    assert "bad.png: the file is empty" in capsys.readouterr().err
+
+
+def test_a_saved_threshold_is_kept(folder: Path, tmp_path: Path, capsys) -> None:
+    saved = str(tmp_path / "detector.joblib")
+    arguments = ["--threshold", "0.5", "--save", saved]
+    first = score(tmp_path, str(folder), *TINY, *arguments)
+    capsys.readouterr()
+    second = score(tmp_path, str(folder), "--load", saved)
+    assert second["scores"] == first["scores"]
+    assert second["settings"]["threshold_from"] == "--load"
+    assert "uncalibrated" not in capsys.readouterr().err
+    third = score(tmp_path, str(folder), "--load", saved, "--contamination", "0.25")
+    assert verdicts(third).count("anomalous") == 6
+
+
+# -- errors --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["score"], "PATH"),
+        (["score", "few", "--threshold", "nan"], "is not in"),
+        (["score", "few", "--contamination", "0.6"], r"0.6 is not in \(0, 0.5\]"),
+        (["score", "few", "--contamination", "0"], "0 is not in"),
+        (["score", "few", "--contamination", "0.1", "--threshold", "1"], "not allowed"),
+        (["score", "few", "--max-false-alarm", "0.1"], "needs --calibrate"),
+        (["score", "--calibrate", "a", "b", "c"], "required: PATH"),
+        (["score", "few", "--out", "scores.txt"], "must end in .csv or .json"),
+        (["score", "few", "--load", "d", "--clip", "tiny"], "--clip has no effect"),
+        (["score", "few", "--load", "d", "--method", "prompt"], "--method has no"),
+        (["score", "few", "--load", "d", "--class-name", "x"], "--class-name has no"),
+        (["score", "few", "--batch-size", "0"], "0 is not in"),
+        (["demo", "--n", "two"], "'two' is not an integer"),
+        (["cache", "shrink", "few"], "invalid choice"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], message: str, few, monkeypatch, capsys):
+    monkeypatch.chdir(few.parent)
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "nothing.png"], "no image found: nothing.png"),
+        (["score", "empty"], "no image found: empty"),
+        (["score", "*.png"], "no image found"),
+        (["score", "few", "--calibrate", "empty"], "no image found: empty"),
+        (["score", "few", "--out", "missing/scores.csv"], "there is no folder"),
+        (["score", "few", "--save", "few"], "is a folder"),
+        (["score", "few", "--clip", "ViT-B-32"], "not of the form 'model/pretrained'"),
+        (["score", "few", "--clip", "ViT-B-23/openai"], "Did you mean"),
+        (["score", "few", "--clip", "ViT-B-32/none.pt"], "1. where there is a network"),
+        (["score", "few", *TINY, "--class-name", " "], "class_name is blank"),
+        (["score", "few", *TINY, "--device", "abacus"], "device='abacus'"),
+        (["score", "few", "--load", "few/0.png"], "cannot be loaded"),
+        (["score", "few", "--load", "list.joblib"], "expected a Pipeline"),
+        (["score", "few", "--load", "unfitted.joblib"], "not fitted"),
+        (["models", "no such model"], "no model with"),
+        (["models", "--download", "ViT-B-32/none.pt"], "Remedies"),
+        (["cache", "info", "nowhere"], "no such folder"),
+        (["demo", "--out", "few"], "is not empty and no earlier demo"),
+        (["demo", "--out", "few/0.png"], "is a file"),
+    ],
+)
+def test_what_the_user_can_put_right(
+    arguments: list[str], message: str, few, monkeypatch, capsys
+):
+    monkeypatch.chdir(few.parent)
+    Path("empty").mkdir()
+    joblib.dump([1], "list.joblib")
+    detector = make_pipeline(CLIPImageEncoder("tiny"), PromptDetector("tiny"))
+    joblib.dump(detector, "unfitted.joblib")
+    before = sorted(os.walk("."))
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert sorted(os.walk(".")) == before
+
+
+# -- files ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def waiting(few: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A run that waits for an image, and the other end of the pipe it reads from."""
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("needs named pipes")
+    os.mkfifo(few / "slow.png")
+    (few.parent / "scores.csv").write_text("an earlier result")
+    arguments = ["score", "few", *TINY, "--out", "scores.csv"]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=few.parent,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a shell has this signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    writer = None
+    while writer is None:  # until the run reads it
+        try:
+            writer = os.open(few / "slow.png", os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+    os.set_blocking(writer, True)
+    yield process, writer
+    process.kill()
+    process.communicate()
+
+
+def test_killed_run_leaves_no_partial_output(waiting, few: Path) -> None:
+    process, writer = waiting
+    process.kill()
+    os.close(writer)
+    assert process.wait(60) == -signal.SIGKILL
+    assert (few.parent / "scores.csv").read_text() == "an earlier result"
+    assert sorted(os.listdir(few.parent)) == ["few", "scores.csv"]
+
+
+def test_interrupted_run(waiting, few: Path) -> None:
+    process, writer = waiting
+    process.send_signal(signal.SIGINT)
+    os.close(writer)
+    assert process.wait(60) == 130
+    assert process.stderr.read().endswith("clipad: interrupted\n")
+    assert (few.parent / "scores.csv").read_text() == "an earlier result"
+    assert sorted(os.listdir(few.parent)) == ["few", "scores.csv"]
+
+
+def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "scores.csv"
+    target.write_text("before")
+    target.chmod(0o640)
+    with contextlib.suppress(RuntimeError), writing(str(target)) as temporary:
+        Path(temporary).write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "before"
+    with writing(str(target)) as temporary:
+        Path(temporary).write_text("after")
+    assert target.read_text() == "after"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+    assert os.listdir(tmp_path) == ["scores.csv"]
+    with pytest.raises(UsageError, match="was not written"), writing(str(target)):
+        pass  # nothing was written
+
+
+def test_hostile_names(few: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(few)
+    names = [
+        "=cmd|' ' !A0.png",
+        "+1.png",
+        "@sum.png",
+        "'quoted.png",
+        "-rf.png",
+        "line\nbreak.png",
+        "\rreturn.png",
+        "\ttab.png",
+        'a,"b".png',
+        "\x1b[31mred.png",
+        "ünï ☃.png",
+        "<script>.png",
+        os.fsdecode(b"not-unicode-\xff.png"),
+    ]
+    for name in names:
+        try:
+            Path(name).write_bytes(Path("0.png").read_bytes())
+        except OSError:
+            pytest.skip("this file system refuses such names")
+    out = tmp_path / "scores"
+    for kind in ("csv", "json"):
+        arguments = ["score", *TINY, "--out", f"{out}.{kind}", "--", *names]
+        assert main(arguments) == 0
+    report = json.loads(Path(f"{out}.json").read_text(encoding="ascii"))
+    assert {row["path"] for row in report["scores"]} == set(names)
+
+    rows = read_csv(Path(f"{out}.csv"))
+    cells = [row["path"] for row in rows]
+    assert not any(cell.startswith(tuple("=+-@\t\r\n")) for cell in cells)
+    plain = [cell[1:] if cell.startswith("'") else cell for cell in cells]
+    written = {name.replace("\udcff", "\\udcff") for name in names}
+    assert set(plain) == written
+
+    capsys.readouterr()
+    assert main(["score", *TINY, "--", *names]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "\\x1b[31mred.png" in shown
+    assert "ünï ☃.png" in shown
+
+
+def test_a_terminal_that_cannot_show_the_name(few: Path) -> None:
+    (few / "0.png").rename(few / "☃.png")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with contextlib.redirect_stdout(terminal):
+        assert main(["score", str(few), *TINY]) == 0
+    assert b"\\u2603.png" in terminal.buffer.getvalue()
+
+
+def test_ranks_of_equal_margins_do_not_depend_on_the_order() -> None:
+    margins = np.array([0.5, -1.0, 0.5, -1.0, np.nan])
+    rows = make_rows(["d", "c", "b", "a", "e"], margins, -1.0, {4: "broken"})
+    assert [row["path"] for row in rows] == ["a", "c", "b", "d", "e"]
+    # A score equal to the threshold is normal.
+    assert {row["verdict"] for row in rows[:4]} == {"normal"}
+
+
+# -- other commands ------------------------------------------------------------
+
+
+def test_demo(tmp_path: Path) -> None:
+    result = run("demo", "--n", "12", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "trying things out" in result.stderr
+    demo = tmp_path / "clipad-demo"
+    rows = read_csv(demo / "scores.csv")
+    assert len(rows) == 12
+    is_bad = [os.path.basename(os.path.dirname(r["path"])) == "defect" for r in rows]
+    value = auroc(is_bad, [-float(row["margin"]) for row in rows])
+    assert f"AUROC of all 12: {value:.3f}" in result.stdout
+    assert os.path.join("clipad-demo", "scores.csv") in result.stdout
+
+
+def test_demo_may_be_repeated(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--n", "4", "--out", "a"]) == 0
+    Path("a/mine.png").touch()
+    first = Path("a/scores.csv").read_bytes()
+    assert main(["demo", "--n", "2", "--out", "a"]) == 0
+    assert len(list(Path("a/photos").glob("*/*.png"))) == 2
+    assert Path("a/mine.png").exists()
+    assert main(["demo", "--n", "4", "--out", "a"]) == 0
+    assert Path("a/scores.csv").read_bytes() == first
+
+
+def test_models(monkeypatch, capsys) -> None:
+    assert main(["models", "b-16-PLUS"]) == 0
+    assert "ViT-B-16-plus-240/laion400m_e32" in capsys.readouterr().out.splitlines()
+    assert main(["models"]) == 0
+    names = {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()}
+    assert {"tiny", "ViT-B-32-quickgelu/openai"} <= names
+    assert "ViT-B-32/openai" not in names  # an error of OpenCLIP
+    assert main(["models", "--download", "tiny"]) == 0
+    monkeypatch.setattr("clipad_sklearn._cli.models._SECONDS", 0.01)
+    assert main(["models", "--time", "tiny", "--batch-size", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "fp32: " in out
+    assert "bf16: " in out
+    assert "Recommended: OpenCLIP(..., precision=" in out
+
+
+def test_cache(few: Path, tmp_path: Path, capsys) -> None:
+    cache = str(tmp_path / "cache")
+    arguments = [str(few), *TINY, "--embedding-cache", cache]
+    first = score(tmp_path, *arguments)
+    assert score(tmp_path, *arguments)["scores"] == first["scores"]
+    capsys.readouterr()
+    assert main(["cache", "info", cache]) == 0
+    assert "entries: " in capsys.readouterr().out
+    assert main(["cache", "verify", cache]) == 0
+    assert main(["cache", "clear", cache]) == 0
+    assert "entries: 0\n" in capsys.readouterr().out
+
+
+def test_damaged_cache(tmp_path: Path, capsys) -> None:
+    (tmp_path / "embeddings-v1.sqlite").write_bytes(b"no database" * 1000)
+    for action in ("info", "verify"):
+        assert main(["cache", action, str(tmp_path)]) == 2
+        assert "Delete the file" in capsys.readouterr().err
+    assert main(["cache", "clear", str(tmp_path)]) == 0
+    assert "entries: 0\n" in capsys.readouterr().out
+
+
+def test_other_files_are_counted(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("a.dng", "b.DNG", "notes.txt", "LICENSE", ".hidden"):
+        (few / name).write_text("no photo")
+    score(tmp_path, str(few), *TINY)
+    left_out = "4 other files left out (.dng 2, .txt 1, no ending 1)"
+    assert left_out in capsys.readouterr().err
+    score(tmp_path, str(few.parent / "fe[w]"), *TINY)
+    assert left_out in capsys.readouterr().err
+    score(tmp_path, str(few / "*.png"), *TINY)
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_precision(few: Path, tmp_path: Path) -> None:
+    exact, rough = (
+        score(tmp_path, str(few), *TINY, "--precision", precision)
+        for precision in ("fp32", "bf16")
+    )
+    margins = [[row["margin"] for row in run["scores"]] for run in (exact, rough)]
+    assert margins[0] != margins[1]
+    assert exact["scores"] == score(tmp_path, str(few), *TINY)["scores"]
