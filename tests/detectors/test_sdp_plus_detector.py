@@ -17,8 +17,8 @@ from clipad_sklearn import (
     OpenCLIP,
     SDPDetector,
     SDPPlusDetector,
-    _sdp_plus_detector,
 )
+from clipad_sklearn._detectors import sdp_plus
 from clipad_sklearn._detectors.sdp import stage_ends
 from clipad_sklearn.datasets import make_defect_images
 from clipad_sklearn.metrics import auroc, get_scorer
@@ -135,7 +135,7 @@ def test_sizes_may_differ(photos: list[np.ndarray]) -> None:
 def test_more_tokens_than_are_kept(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     params = {**FAST, "shuffle": True}
     kept = SDPPlusDetector("tiny", **params).fit(data.images, data.masks)
-    monkeypatch.setattr(_sdp_plus_detector, "_LARGEST_KEPT_BYTES", 0)
+    monkeypatch.setattr(sdp_plus, "_LARGEST_KEPT_BYTES", 0)
     computed = SDPPlusDetector("tiny", **params).fit(data.images, data.masks)
     np.testing.assert_allclose(computed.coefs_, kept.coefs_, atol=1e-4)
 
@@ -280,7 +280,7 @@ def test_the_range_that_loaded_layers_lack(data: Any, tmp_path: Path) -> None:
 def test_unreadable_images_are_named_by_their_place(
     data: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_sdp_plus_detector, "_LARGEST_KEPT_BYTES", 0)
+    monkeypatch.setattr(sdp_plus, "_LARGEST_KEPT_BYTES", 0)
     images = [*data.images[:5], "bad.png", *data.images[6:]]
     detector = SDPPlusDetector("tiny", shuffle=True, **FAST)
     with pytest.raises(ImageReadError, match=r"  5: bad.png: no such file"):
