@@ -31,7 +31,7 @@ default_role = "literal"
 
 # -- reference -----------------------------------------------------------------
 
-# Types are told in the docstrings, in words.
+# The docstrings give types in words.
 autodoc_typehints = "none"
 autosummary_generate = True
 # The template of classes lists their methods.
@@ -75,7 +75,7 @@ html_sidebars: dict[str, list[str]] = {name: [] for name in _alone.split()}
 
 # -- formulas ------------------------------------------------------------------
 
-# MathML, which browsers show by themselves: MathJax would be fetched from a network at
+# MathML, which browsers render natively: MathJax would be fetched from a network at
 # reading time, and these pages are read where there is none.
 html_math_renderer = "mathml"
 
@@ -89,14 +89,14 @@ def visit_inline_math(translator: Any, node: nodes.math) -> None:
 def visit_block_math(translator: Any, node: nodes.math_block) -> None:
     """Write a formula of its own."""
     formula = tex2mathml(node.astext()).replace("<math", '<math display="block"', 1)
-    # A wide one scrolls by itself on a phone.
+    # A wide one scrolls on its own on a phone.
     style = "overflow-x: auto; margin: 1em 0"
     translator.body.append(f'<div style="{style}">{formula}</div>\n')
     raise nodes.SkipNode
 
 
 def setup(app: Any) -> None:
-    """Tell Sphinx about the formulas."""
+    """Register the formulas with Sphinx."""
     app.add_html_math_renderer(
         "mathml", (visit_inline_math, None), (visit_block_math, None)
     )

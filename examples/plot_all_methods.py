@@ -102,6 +102,6 @@ plt.show()
 # %%
 # Read it with care
 # -----------------
-# All scores of images come from the same few prompts and lie within what 100 images can
-# tell apart. Maps differ more. And this is ``"tiny"``, on drawings like those that it
-# was trained on: another CLIP, or other images, and the order may be another.
+# All scores of images come from the same few prompts, and 100 images are too few to
+# separate them. Maps differ more. And this is ``"tiny"``, on drawings like those that
+# it was trained on: with another CLIP, or other images, the order may differ.

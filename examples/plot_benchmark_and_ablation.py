@@ -2,8 +2,8 @@
 How many random words, and which
 ================================
 
-The paper on random words asks how many pairs of prompts a detector needs. This example
-draws that curve, and what changes with the words themselves, with
+The paper on random words is reported to ask how many pairs of prompts a detector needs.
+This example draws that curve, and what changes with the words themselves, with
 :class:`~clipad_sklearn.plotting.SearchDisplay`.
 
 For figures of your own, give a folder that holds ``good`` and one folder for each
@@ -119,6 +119,6 @@ plt.show()
 # seed does. The prompts alone are two to four points above the words alone, and one or
 # two above both together; 100 images could not settle differences of that size. The
 # model knows few words, which may be why it has little use for thousands of random
-# ones. The paper's choice of about 10,000 pairs is for real CLIPs, on which nothing was
-# measured here. When you draw the curve for yours, keep the steps of training the same,
+# ones. The 10,000 pairs or so that are reported of the paper are for real CLIPs, on which
+# nothing was measured here. When you draw the curve for yours, keep the steps of training the same,
 # as above, or the curve shows them too.

@@ -4,7 +4,8 @@ Beyond one machine
 
 :func:`~clipad_sklearn.score_images` cuts a list of images into partitions and scores
 these on the workers of a Dask cluster. Each partition becomes one Parquet file, written
-complete or not at all. Whatever stops the run, the next one goes on where it was.
+complete or not at all. Whatever stops the run, the next one resumes where it
+stopped.
 """
 
 # %%
@@ -81,7 +82,7 @@ print(scores.loc[scores["error"] != "", ["path", "error"]])
 # Resumed
 # -------
 # Called again with the same detector and list, it runs nothing that is finished: here
-# one file was lost, and one photo was put right.
+# one file was lost, and one photo was repaired.
 
 os.remove(os.path.join(out, "part-00000002.parquet"))
 Image.fromarray(data.images[0]).save(os.path.join(photos, "empty.png"))

@@ -11,7 +11,7 @@ every image is encoded once, because embeddings are cached.
 # %%
 # A few labelled images
 # ---------------------
-# A search needs labels to tell good settings from bad ones: -1 for anomalous and +1 for
+# A search needs labels to separate good settings from bad ones: -1 for anomalous and +1 for
 # normal, or 1 and 0.
 
 import matplotlib.pyplot as plt

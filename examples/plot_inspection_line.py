@@ -60,7 +60,7 @@ def inspect(
 # A detector for it
 # -----------------
 # It learns from random words; 60 good photos of the line set its threshold, and a
-# second set of good photos tells which rate of rejects to expect. It is saved where the
+# second set of good photos shows which rate of rejects to expect. It is saved where the
 # photos for the threshold are, and loaded where the line is.
 
 

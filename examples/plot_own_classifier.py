@@ -23,7 +23,7 @@ data = make_defect_images(100, size=112, random_state=0)
 embeddings = CLIPImageEncoder("tiny").transform(data.images)
 
 # %%
-# Here the images are encoded first and the detector is used by itself, on embeddings.
+# Here the images are encoded first and the detector is used on its own, on embeddings.
 # In a Pipeline with the encoder, the parameter is reached as
 # ``randomworddetector__classifier``.
 

@@ -4,7 +4,7 @@ A detector without a training image
 
 A detector is a Pipeline of two steps: one encodes images with CLIP, the other has
 learned from random words what "normal" and "damaged" mean. It never sees a training
-image, and nobody tells it what the images show.
+image, and does not know what the images show.
 """
 
 # %%

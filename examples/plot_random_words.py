@@ -53,7 +53,7 @@ plt.show()
 # %%
 # Scores
 # ------
-# A network learns to tell the two kinds of prompts apart, and is then shown images. Its
+# A network learns to separate the two kinds of prompts, and is then shown images. Its
 # margins on the prompts are far apart. Those on images are not where those of prompts
 # are, which is why zero is not a threshold, but the order of images still says which
 # are suspicious.

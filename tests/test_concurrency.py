@@ -185,7 +185,7 @@ FITS: dict[str, tuple[Any, dict[str, Any], Callable[[Any, Any], Any]]] = {
 
 @pytest.fixture
 def interrupt_after() -> Iterator[Callable[[float], None]]:
-    """Raises KeyboardInterrupt after so many seconds; 0 takes that back."""
+    """Raises KeyboardInterrupt after that many seconds; 0 takes that back."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -127,7 +127,7 @@ def start(*arguments: Any) -> subprocess.Popen[bytes]:
 
 
 def parts(out: Path) -> dict[str, tuple[int, int]]:
-    """The files of the data set; the values change when one is written anew."""
+    """The files of the data set; the values change when one is rewritten."""
     states = {path.name: path.stat() for path in out.glob("*.parquet")}
     return {name: (s.st_ino, s.st_mtime_ns) for name, s in sorted(states.items())}
 
@@ -344,7 +344,7 @@ def test_only_what_is_not_finished_runs_again(
     def run() -> list[str]:
         """Return the names of the files that were written."""
         before = parts(out)
-        # Loaded anew: the same detector is recognised by what it learned.
+        # Loaded again: the same detector is recognised by what it learned.
         joblib.dump(detector, tmp_path / "detector")
         loaded = joblib.load(tmp_path / "detector")
         done = score_images(loaded, paths, out=out, partition_size=2)

@@ -1,4 +1,4 @@
-"""The training runs, survives a kill, goes on, and learns."""
+"""The training runs, survives a kill, resumes, and learns."""
 
 from __future__ import annotations
 

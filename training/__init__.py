@@ -1,1 +1,1 @@
-"""Training of the embedded model; see docs/model_card.md."""
+"""Training of the embedded model; see docs/model_card.rst."""

@@ -352,7 +352,7 @@ def maps(clip: OpenCLIP, samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def text_accuracy(clip: OpenCLIP, detector: RandomWordDetector) -> dict[str, float]:
-    """Prompts with words that the training never saw, told apart, in percent."""
+    """Prompts with words that the training never saw, classified, in percent."""
     result = {}
     for name, source in (
         ("held-out words", sorted(HELD_OUT_WORDS)),

@@ -25,7 +25,7 @@ MISSING = TRAINED_DEFECTS.index("missing part")
 
 @dataclass(frozen=True)
 class Views:
-    """Pairs of images as a step sees them, and what can still be told of them."""
+    """Pairs of images as a step sees them, and what can still be known of them."""
 
     images: Tensor  # (n, 2, 3, size, size), 0..1
     masks: Tensor  # (n, size, size), 0..1
@@ -342,7 +342,7 @@ def step_losses(
     local = scale.clamp(1, 30) * (patch @ difference.mean(dim=0)) + shift
     patch_state = _mean(_bce(local, bad_patch), patch_weight)
 
-    # What the image shows; a small window cannot tell.
+    # What the image shows; a small window does not show it.
     name = image.new_zeros(())
     if kept is None or kept.shape[1] >= 25:
         logits = axis.names.clamp(max=4.0).exp() * (image @ name_text.T)

@@ -1,7 +1,7 @@
 """Train the embedded model: ``python -m training.train``.
 
 Progress goes to the terminal and to ``log.jsonl`` in the run's folder. A run that was
-killed goes on from its last checkpoint when the same command is given again.
+killed resumes from its last checkpoint when the same command is given again.
 """
 
 from __future__ import annotations
