@@ -119,6 +119,6 @@ plt.show()
 # seed does. The prompts alone are two to four points above the words alone, and one or
 # two above both together; 100 images could not settle differences of that size. The
 # model knows few words, which may be why it has little use for thousands of random
-# ones. The 10,000 pairs or so that are reported of the paper are for real CLIPs, on which
-# nothing was measured here. When you draw the curve for yours, keep the steps of training the same,
-# as above, or the curve shows them too.
+# ones. The 10,000 pairs or so that are reported of the paper are for real CLIPs, on
+# which nothing was measured here. When you draw the curve for yours, keep the steps of
+# training the same, as above, or the curve shows them too.

@@ -11,8 +11,8 @@ every image is encoded once, because embeddings are cached.
 # %%
 # A few labelled images
 # ---------------------
-# A search needs labels to separate good settings from bad ones: -1 for anomalous and +1 for
-# normal, or 1 and 0.
+# A search needs labels to separate good settings from bad ones: -1 for anomalous and +1
+# for normal, or 1 and 0.
 
 import matplotlib.pyplot as plt
 import numpy as np

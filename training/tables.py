@@ -148,9 +148,9 @@ def map_and_text_tables(report: dict[str, Any]) -> list[str]:
         "**Maps**, pixel AUROC on held-out families and defects, one normal and one "
         "damaged prompt",
         table(("map", "pooled in each family", "mean of single images"), rows),
-        f"**Texts.** A random-word classifier classifies {text['held-out words']:.1f} % of "
-        f"4,000 prompts with held-out words and {text['letters']:.1f} % with random "
-        "letters correctly. Ten detectors of ten seeds give on the same images (held "
+        "**Texts.** A random-word classifier classifies "
+        f"{text['held-out words']:.1f} % of 4,000 prompts with held-out words and "
+        f"{text['letters']:.1f} % with random letters correctly. Ten detectors of ten seeds give on the same images (held "
         f"out, mean of families) AUROCs {ranges}.",
     ]
 
