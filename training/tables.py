@@ -150,8 +150,9 @@ def map_and_text_tables(report: dict[str, Any]) -> list[str]:
         table(("map", "pooled in each family", "mean of single images"), rows),
         "**Texts.** A random-word classifier classifies "
         f"{text['held-out words']:.1f} % of 4,000 prompts with held-out words and "
-        f"{text['letters']:.1f} % with random letters correctly. Ten detectors of ten seeds give on the same images (held "
-        f"out, mean of families) AUROCs {ranges}.",
+        f"{text['letters']:.1f} % with random letters correctly. Ten "
+        "detectors of ten seeds give on the same images (held out, mean of families) "
+        f"AUROCs {ranges}.",
     ]
 
 
