@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import numbers
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from scipy.special import expit
-from sklearn import get_config
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .. import metrics
 from .._clip.settings import check_clip
-
-
-def all_or_nothing(fit: Callable[..., Any]) -> Callable[..., Any]:
-    """Leave the estimator as it was where `fit` fails or is interrupted."""
-
-    @functools.wraps(fit)
-    def guarded(self: Any, *args: Any, **params: Any) -> Any:
-        before = dict(vars(self))
-        try:
-            return fit(self, *args, **params)
-        except BaseException:
-            self.__dict__ = before
-            raise
-
-    return guarded
 
 
 class BaseDetector(OutlierMixin, BaseEstimator):
@@ -374,52 +355,3 @@ class EmbeddingMixin:
                 "detector need the same clip."
             )
         return embeddings
-
-
-def names_of_images(class_name: Any, n_images: int | None) -> list[str]:
-    """Check class names that are given per image."""
-    names = list(class_name)
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(
-                "class_name: expected a string or one string per image, found "
-                f"{name!r}."
-            )
-    if n_images is None:
-        raise ValueError("class_name was given per image, but X is None.")
-    if len(names) != n_images:
-        raise ValueError(
-            f"class_name was given for {len(names)} images, but X has {n_images}."
-        )
-    return [str(name) for name in names]
-
-
-def fit_named(detector: Any, X: Any, class_name: Any) -> Any:
-    """Fit a detector, or a Pipeline that ends in one, with names if it takes them."""
-    if class_name is None:
-        return detector.fit(X)
-    if not isinstance(detector, Pipeline):
-        return detector.fit(X, **_class_name_for(detector.fit, class_name))
-    step, last = detector.steps[-1]
-    names = _class_name_for(last.fit, class_name)
-    if not get_config()["enable_metadata_routing"]:
-        names = {f"{step}__{name}": value for name, value in names.items()}
-    return detector.fit(X, **names)
-
-
-def score_named(detector: Any, X: Any, class_name: Any) -> np.ndarray:
-    """Score with a detector, or a Pipeline that ends in one, as `fit_named` fits."""
-    if class_name is None:
-        return detector.score_samples(X)
-    if isinstance(detector, Pipeline):
-        # Pipeline.score_samples passes on no other argument than X.
-        X = detector[:-1].transform(X) if len(detector) > 1 else X
-        return score_named(detector[-1], X, class_name)
-    names = _class_name_for(detector.score_samples, class_name)
-    return detector.score_samples(X, **names)
-
-
-def _class_name_for(method: Any, class_name: Any) -> dict[str, Any]:
-    """Return `class_name` as a keyword for a method that takes it."""
-    takes = "class_name" in inspect.signature(method).parameters
-    return {"class_name": class_name} if takes else {}

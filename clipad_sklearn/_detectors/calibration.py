@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from ..metrics import to_outlier_labels
+from .class_names import last_step, score_named
 
 _Detector = TypeVar("_Detector")
 _STRATEGIES = ("f1", "youden", "max_false_alarm")
@@ -53,7 +52,7 @@ def calibrate_threshold(
         ``strategy="max_false_alarm"`` only. With fewer than ``1 /
         max_false_alarm`` good images, none of them is.
     class_name : str, array-like of shape (n_samples,) or None, default=None
-        Passed on to the detector's ``score_samples``. None: nothing is passed.
+        What the images show, for a detector that takes it; others ignore it.
 
     Returns
     -------
@@ -119,34 +118,13 @@ def calibrate_threshold(
     if X is None:
         raise ValueError("X is None, but a threshold is set from images: pass some.")
 
-    params = {} if class_name is None else {"class_name": class_name}
-    scores = _score_samples(detector, X, params)
+    scores = _score_samples(detector, X, class_name)
     last.offset_ = _choose(scores, _check_y(y, len(scores)), strategy, max_false_alarm)
     return detector
 
 
-def last_step(detector: Any) -> Any:
-    """Return the detector inside Pipelines, searches and FrozenEstimators."""
-    while True:
-        if isinstance(detector, Pipeline):
-            detector = detector.steps[-1][1]
-        elif hasattr(detector, "best_estimator_"):
-            detector = detector.best_estimator_
-        elif isinstance(detector, FrozenEstimator):
-            detector = detector.estimator
-        else:
-            return detector
-
-
-def _score_samples(detector: Any, X: Any, params: dict[str, Any]) -> np.ndarray:
-    if params and hasattr(detector, "best_estimator_"):
-        return _score_samples(detector.best_estimator_, X, params)
-    if params and isinstance(detector, Pipeline):
-        # Pipeline.score_samples passes on no other argument than X.
-        if len(detector) > 1:
-            X = detector[:-1].transform(X)
-        return _score_samples(detector[-1], X, params)
-    scores = np.asarray(detector.score_samples(X, **params))
+def _score_samples(detector: Any, X: Any, class_name: Any) -> np.ndarray:
+    scores = np.asarray(score_named(detector, X, class_name))
     if len(scores) == 0:
         raise ValueError("X is empty: a threshold is set from images, pass some.")
     if scores.dtype.kind != "f":

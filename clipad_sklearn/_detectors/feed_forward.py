@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .. import _fork  # noqa: F401  (processes forked later)
 from .._progress import progress_bar
-from .base import all_or_nothing
+from .._validation import all_or_nothing
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

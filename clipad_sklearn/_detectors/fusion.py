@@ -11,7 +11,9 @@ from sklearn.base import clone
 from sklearn.utils import Bunch, Tags, get_tags
 from sklearn.utils.metaestimators import _BaseComposition
 
-from .base import ClassNameDetector, all_or_nothing, fit_named, score_named
+from .._validation import all_or_nothing
+from .base import ClassNameDetector
+from .class_names import fit_named, score_named
 
 _METHODS = ("mean", "max", "harmonic", "logit_mean")
 

@@ -12,7 +12,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._clip.settings import OpenCLIP, check_clip
 from .._images import check_images
-from .base import ClassNameDetector, names_of_images
+from .base import ClassNameDetector
+from .class_names import names_of_images
 
 if TYPE_CHECKING:
     import torch

@@ -12,13 +12,10 @@ from sklearn.preprocessing import normalize
 
 from .._clip.settings import OpenCLIP
 from .._prompts import PromptSet, check_prompts
+from .._validation import all_or_nothing
 from .aggregation import aggregate
-from .base import (
-    ClassNameDetector,
-    EmbeddingMixin,
-    all_or_nothing,
-    names_of_images,
-)
+from .base import ClassNameDetector, EmbeddingMixin
+from .class_names import names_of_images
 
 
 class PromptDetector(EmbeddingMixin, ClassNameDetector):

@@ -17,7 +17,8 @@ from .._prompts import (
     DEFAULT_TEMPLATES,
     random_word_prompts,
 )
-from .base import BaseDetector, EmbeddingMixin, all_or_nothing
+from .._validation import all_or_nothing
+from .base import BaseDetector, EmbeddingMixin
 from .feed_forward import FeedForwardClassifier
 
 # Keeps the margin of a classifier that only gives probabilities finite.

@@ -14,7 +14,7 @@ from scipy import ndimage
 from .._clip.settings import OpenCLIP, check_clip
 from .._images import check_images
 from .._prompts import PromptSet
-from .base import all_or_nothing
+from .._validation import all_or_nothing
 from .maps import MapDetector, upsampled
 from .prompt import PromptDetector
 

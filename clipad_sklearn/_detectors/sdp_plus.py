@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,17 +16,15 @@ from sklearn.utils.validation import check_is_fitted
 from .._clip.settings import OpenCLIP, check_clip
 from .._files import replacing
 from .._images import ImageReadError, check_images, image_name, read_mask
-from .._progress import progress_bar
 from .._prompts import PromptSet
-from .base import all_or_nothing, names_of_images
-from .maps import interpolation, upsampled
+from .._validation import all_or_nothing
+from .class_names import names_of_images
+from .maps import upsampled
 from .sdp import SDPDetector, stage_ends
+from .sdp_training import PatchTokens, Training, train_layers
 
 if TYPE_CHECKING:
     import torch
-
-# Tokens of the training images are kept for the next epochs up to this size.
-_LARGEST_KEPT_BYTES = 512 * 2**20
 
 
 class SDPPlusDetector(SDPDetector):
@@ -249,10 +247,7 @@ class SDPPlusDetector(SDPDetector):
             raise ValueError("There are masks, but X is None: pass their images.")
         self._fit_prompts(class_name)
         if masks is not None:
-            import torch
-
-            with torch.inference_mode(False), torch.enable_grad():
-                self._train(X, masks, class_name)
+            self._train(X, masks, class_name)
         else:
             self._check_layers(self.coefs_, self.intercepts_, "The layers at hand")
         self._set_thresholds(X, class_name)
@@ -299,8 +294,6 @@ class SDPPlusDetector(SDPDetector):
                 raise ValueError(f"{name}={value!r}: expected an integer >= 1.")
 
     def _train(self, images: Sequence[Any], masks: Any, class_name: Any) -> None:
-        import torch
-
         clip = clone(check_clip(self.clip)).set_params(batch_size=self.batch_size)
         if clip.resize == "crop":
             raise ValueError(
@@ -309,55 +302,28 @@ class SDPPlusDetector(SDPDetector):
             )
         tower = self._tower()
         ends = stage_ends(self.layers, tower.depth)
-        device = tower.model.device
-        height, width = tower.input_size
-        targets = _read_masks(masks, len(images), (height, width))
+        targets = _read_masks(masks, len(images), tower.input_size)
         if class_name is not None and not isinstance(class_name, str):
             class_name = names_of_images(class_name, len(images))
         prototypes = self._prototypes(class_name).astype(np.float32)
-        directions = prototypes[:, 0] - prototypes[:, 1]
-
         random_state = check_random_state(self.random_state)
-        shape = (len(ends), directions.shape[1], tower.width)
-        coefs, intercepts = self._initial_layers(shape, random_state)
-        parameters = [
-            torch.tensor(values, device=device, requires_grad=True)
-            for values in (coefs, intercepts)
-        ]
-        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
-        rows, columns = (
-            torch.tensor(interpolation(n, size, True), dtype=torch.float32).to(device)
-            for n, size in zip(tower.grid, (height, width), strict=True)
-        )
-        tokens = _Tokens(clip, tower, ends, self.alias_compat, images, targets.sizes)
-        self.loss_curve_ = []
-        n_steps = self.n_epochs * -(-len(images) // self.batch_size)
-        with progress_bar(n_steps, "Training") as progress:
-            for _ in range(self.n_epochs):
-                order = np.arange(len(images))
-                if self.shuffle:
-                    random_state.shuffle(order)
-                total = 0.0
-                for batch, values in tokens.batches(order):
-                    # (n, stages, patches, width) with one matrix per stage
-                    x = torch.from_numpy(values).to(device)
-                    projected = torch.einsum("ngpw,gdw->ngpd", x, parameters[0])
-                    projected = projected + parameters[1][:, None]
-                    features = torch.nn.functional.normalize(projected, dim=-1)
-                    of_batch = directions[batch if len(directions) > 1 else [0]]
-                    toward = torch.from_numpy(of_batch).to(device)[:, None, :, None]
-                    logits = (features @ toward).squeeze(3) / self.temperature
-                    logits = rows @ logits.unflatten(2, tower.grid) @ columns.mT
-                    mask = torch.from_numpy(targets.load(batch)).to(device)
-                    loss = self._loss(torch.sigmoid(logits), mask[:, None])
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    total += float(loss.detach()) * len(batch)
-                    progress.update()
-                self.loss_curve_.append(total / len(images))
-        self.coefs_, self.intercepts_ = (
-            parameter.detach().cpu().numpy() for parameter in parameters
+        shape = (len(ends), prototypes.shape[2], tower.width)
+        layers = self._initial_layers(shape, random_state)
+        self.coefs_, self.intercepts_, self.loss_curve_ = train_layers(
+            layers,
+            PatchTokens(clip, tower, ends, self.alias_compat, images, targets.sizes),
+            targets,
+            prototypes[:, 0] - prototypes[:, 1],
+            Training(
+                temperature=self.temperature,
+                focal_weight=self.focal_weight,
+                focal_gamma=self.focal_gamma,
+                dice_weight=self.dice_weight,
+                learning_rate=self.learning_rate,
+                n_epochs=self.n_epochs,
+                shuffle=self.shuffle,
+            ),
+            random_state,
         )
 
     def _initial_layers(
@@ -370,22 +336,6 @@ class SDPPlusDetector(SDPDetector):
         coefs = random_state.uniform(-bound, bound, shape).astype(np.float32)
         intercepts = random_state.uniform(-bound, bound, shape[:2]).astype(np.float32)
         return coefs, intercepts
-
-    def _loss(self, anomalous: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Focal and dice loss of (n, stages, height, width), summed over stages."""
-        import torch
-
-        # The published label smoothing and added constant, which keep the log finite.
-        smooth = mask.clamp(1e-5, 1 - 1e-5)
-        likely = smooth * anomalous + (1 - smooth) * (1 - anomalous) + 1e-5
-        focal = -((1 - likely).clamp(min=0) ** self.focal_gamma) * torch.log(likely)
-        overlap = (anomalous * mask).sum(dim=(2, 3))
-        areas = anomalous.sum(dim=(2, 3)) + mask.sum(dim=(2, 3))
-        dice = 1 - (2 * overlap + 1) / (areas + 1)
-        return (
-            self.focal_weight * focal.mean(dim=(0, 2, 3)).sum()
-            + self.dice_weight * dice.mean(dim=0).sum()
-        )
 
     # -- maps ------------------------------------------------------------------------
 
@@ -504,58 +454,6 @@ class SDPPlusDetector(SDPDetector):
                 f"{what} have shape {coefs.shape}, but this detector needs {expected}: "
                 "stages, features of an embedding and width of the vision tower of "
                 f"clip={self.clip!r}."
-            )
-
-
-class _Tokens:
-    """Original patch tokens of the training images, batch by batch."""
-
-    def __init__(
-        self,
-        clip: OpenCLIP,
-        tower: Any,
-        ends: Sequence[int],
-        alias_compat: bool,
-        images: Sequence[Any],
-        mask_sizes: Sequence[tuple[int, int] | None],
-    ) -> None:
-        self.clip, self.tower, self.images = clip, tower, images
-        self.ends, self.alias_compat = ends, alias_compat
-        self.mask_sizes = mask_sizes
-        n_patches = tower.grid[0] * tower.grid[1]
-        shape = (len(images), len(ends), n_patches, tower.width)
-        self.kept: np.ndarray | None = None
-        if 4 * np.prod(shape, dtype=np.int64) <= _LARGEST_KEPT_BYTES:
-            kept = np.empty(shape, dtype=np.float32)
-            for batch, tokens in self._computed(np.arange(len(images))):
-                kept[batch] = tokens
-            self.kept = kept
-
-    def batches(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield which images are in a batch, and their tokens."""
-        if self.kept is None:
-            yield from self._computed(order)
-            return
-        for start in range(0, len(order), self.clip.batch_size):
-            batch = order[start : start + self.clip.batch_size]
-            yield batch, self.kept[batch]
-
-    def _computed(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        start = 0
-        images = [self.images[i] for i in order]
-        for pixels, sizes in self.clip._pixel_batches(images, order):
-            batch = order[start : start + len(sizes)]
-            start += len(sizes)
-            for index, size in zip(batch, sizes, strict=True):
-                of_mask = self.mask_sizes[index]
-                if of_mask not in (None, size):
-                    raise ValueError(
-                        f"Mask {index} has the size {of_mask}, but its image has "
-                        f"{size}."
-                    )
-            yield (
-                batch,
-                self.tower.original_tokens(pixels, self.ends, self.alias_compat),
             )
 
 

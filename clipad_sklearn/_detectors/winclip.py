@@ -11,7 +11,8 @@ from sklearn.base import clone
 
 from .._clip.settings import OpenCLIP, check_clip
 from .._images import check_images
-from .base import all_or_nothing, fit_named, score_named
+from .._validation import all_or_nothing
+from .class_names import fit_named, score_named
 from .maps import MapDetector, upsampled
 from .prompt import PromptDetector
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._detectors.calibration import last_step
+from .._detectors.class_names import last_step
 from ..metrics import to_outlier_labels
 from ._axes import ANOMALOUS, NEUTRAL, NORMAL, axes_of
 

@@ -16,7 +16,13 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from clipad_sklearn import calibrate_threshold
+from clipad_sklearn import (
+    CLIPImageEncoder,
+    PromptDetector,
+    RandomWordDetector,
+    calibrate_threshold,
+)
+from clipad_sklearn._detectors.class_names import score_named
 from clipad_sklearn.metrics import f1_max, get_scorer
 from clipad_sklearn.model_selection import ZeroShotSplit
 
@@ -341,3 +347,31 @@ def test_frozen_detectors(data):
     np.testing.assert_array_equal(frozen.predict(X), other.predict(X))
     pipeline = make_pipeline(StandardScaler(), frozen).fit(X)
     assert calibrate_threshold(pipeline, X) is pipeline
+
+
+def test_names_reach_what_takes_them_and_no_other(photos: list[np.ndarray]) -> None:
+    """One way through Pipelines, searches and frozen estimators."""
+    clip = CLIPImageEncoder("tiny")
+    X, names = clip.transform(photos), ["bolt", "nut"] * 6
+    fitted = PromptDetector("tiny").fit(X)
+    expected = fitted.score_samples(X, class_name=names)
+    search = GridSearchCV(
+        make_pipeline(clip, PromptDetector("tiny")),
+        {"promptdetector__prompts": ["winclip"]},
+        cv=ZeroShotSplit(),
+    ).fit(photos, [1, -1] * 6)
+    for detector, given in (
+        (fitted, X),
+        (FrozenEstimator(fitted), X),
+        (make_pipeline(clip, FrozenEstimator(fitted)), photos),
+        (search, photos),
+    ):
+        np.testing.assert_allclose(
+            score_named(detector, given, names), expected, atol=1e-5
+        )
+        calibrate_threshold(detector, given, [1, -1] * 6, class_name=names)
+    words = RandomWordDetector(
+        "tiny", n_pairs=50, classifier=LogisticRegression(), random_state=0
+    ).fit()
+    plain = calibrate_threshold(words, X).offset_
+    assert calibrate_threshold(words, X, class_name="bolt").offset_ == plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from clipad_sklearn import (
     SDPDetector,
     SDPPlusDetector,
 )
-from clipad_sklearn._detectors import sdp_plus
+from clipad_sklearn._detectors import sdp_training
 from clipad_sklearn._detectors.sdp import stage_ends
+from clipad_sklearn._detectors.sdp_training import Training, training_loss
 from clipad_sklearn.datasets import make_defect_images
 from clipad_sklearn.metrics import auroc, get_scorer
 
@@ -96,16 +98,19 @@ def test_loss_is_the_published_one(rng: np.random.Generator) -> None:
         for i in range(3):
             overlap, areas = (p[i] * mask[i]).sum(), p[i].sum() + mask[i].sum()
             expected += (1 - (2 * overlap + 1) / (areas + 1)) / 3
-    got = SDPPlusDetector()._loss(
-        torch.from_numpy(anomalous), torch.from_numpy(mask)[:, None]
+    tensors = torch.from_numpy(anomalous), torch.from_numpy(mask)[:, None]
+    both = Training(
+        temperature=0.01,
+        focal_weight=1,
+        focal_gamma=2,
+        dice_weight=1,
+        learning_rate=1e-4,
+        n_epochs=5,
+        shuffle=False,
     )
-    np.testing.assert_allclose(float(got), expected)
-    only_dice = SDPPlusDetector(focal_weight=0)
-    only_focal = SDPPlusDetector(dice_weight=0)
-    parts = [
-        float(d._loss(torch.from_numpy(anomalous), torch.from_numpy(mask)[:, None]))
-        for d in (only_dice, only_focal)
-    ]
+    np.testing.assert_allclose(float(training_loss(*tensors, both)), expected)
+    only_dice, only_focal = replace(both, focal_weight=0), replace(both, dice_weight=0)
+    parts = [float(training_loss(*tensors, part)) for part in (only_dice, only_focal)]
     np.testing.assert_allclose(sum(parts), expected)
 
 
@@ -135,7 +140,7 @@ def test_sizes_may_differ(photos: list[np.ndarray]) -> None:
 def test_more_tokens_than_are_kept(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     params = {**FAST, "shuffle": True}
     kept = SDPPlusDetector("tiny", **params).fit(data.images, data.masks)
-    monkeypatch.setattr(sdp_plus, "_LARGEST_KEPT_BYTES", 0)
+    monkeypatch.setattr(sdp_training, "LARGEST_KEPT_BYTES", 0)
     computed = SDPPlusDetector("tiny", **params).fit(data.images, data.masks)
     np.testing.assert_allclose(computed.coefs_, kept.coefs_, atol=1e-4)
 
@@ -280,7 +285,7 @@ def test_the_range_that_loaded_layers_lack(data: Any, tmp_path: Path) -> None:
 def test_unreadable_images_are_named_by_their_place(
     data: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sdp_plus, "_LARGEST_KEPT_BYTES", 0)
+    monkeypatch.setattr(sdp_training, "LARGEST_KEPT_BYTES", 0)
     images = [*data.images[:5], "bad.png", *data.images[6:]]
     detector = SDPPlusDetector("tiny", shuffle=True, **FAST)
     with pytest.raises(ImageReadError, match=r"  5: bad.png: no such file"):
