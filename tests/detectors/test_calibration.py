@@ -360,16 +360,16 @@ def test_names_reach_what_takes_them_and_no_other(photos: list[np.ndarray]) -> N
         {"promptdetector__prompts": ["winclip"]},
         cv=ZeroShotSplit(),
     ).fit(photos, [1, -1] * 6)
-    for detector, given in (
+    for detector, samples in (
         (fitted, X),
         (FrozenEstimator(fitted), X),
         (make_pipeline(clip, FrozenEstimator(fitted)), photos),
         (search, photos),
     ):
         np.testing.assert_allclose(
-            score_named(detector, given, names), expected, atol=1e-5
+            score_named(detector, samples, names), expected, atol=1e-5
         )
-        calibrate_threshold(detector, given, [1, -1] * 6, class_name=names)
+        calibrate_threshold(detector, samples, [1, -1] * 6, class_name=names)
     words = RandomWordDetector(
         "tiny", n_pairs=50, classifier=LogisticRegression(), random_state=0
     ).fit()
