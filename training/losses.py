@@ -258,6 +258,99 @@ def _contrastive(logits: Tensor, names: Names) -> Tensor:
     return total
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What images (the good ones first, then the bad ones) and patches should say."""
+
+    label: Tensor  # (2 n,): 1 where the image shows a defect
+    sure: Tensor  # (2 n,): 0 where too little of the defect is seen to be certain
+    patch: Tensor  # (2 n, patches): 1 where the patch shows a defect
+    patch_weight: Tensor  # (2 n, patches)
+
+
+def targets_of(seen: Tensor) -> Targets:
+    """Targets from the share of each patch that the defect covers in the bad image."""
+    most = seen.max(dim=1).values
+    clear = ((most > SHOWN) | (most <= 0)).float()
+    cover = torch.cat([torch.zeros_like(seen), seen])
+    bad_patch = (cover > SHOWN).float()
+    return Targets(
+        label=torch.cat([torch.zeros_like(most), (most > SHOWN).float()]),
+        sure=torch.cat([torch.ones_like(most), clear]),
+        patch=bad_patch,
+        patch_weight=((cover > SHOWN) | (cover <= 0)).float() * (1 + 3 * bad_patch),
+    )
+
+
+def axis_losses(
+    axis: Axis,
+    image: Tensor,
+    patch: Tensor,
+    text: Tensor,
+    targets: Targets,
+    names: Names,
+    settings: Settings,
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Images, patches and texts, each against the one direction of the axis.
+
+    Also the share of pairs with a visible defect that are ranked correctly, or None
+    if there is no such pair.
+    """
+    n, half = len(image) // 2, settings.state_pairs
+    along = text @ axis.direction
+    on_image = (
+        axis.image[0].clamp(1, settings.largest_scale) * (image @ axis.direction)
+        + axis.image[1]
+    )
+    visible = targets.label[n:] > 0
+    apart = on_image[n:] - on_image[:n]
+    ranked = (apart[visible] > 0).float().mean() if visible.any() else None
+    ranking = (
+        functional.softplus(-apart[visible]).mean()
+        if visible.any()
+        else 0 * apart.sum()
+    )
+    on_patch = axis.patch[0].clamp(1, 40) * (patch @ axis.direction) + axis.patch[1]
+    state_label = (torch.arange(2 * half, device=image.device) >= half).float()
+    text_axis = _bce(10 * along[: 2 * half], state_label).mean()
+    troubled = names.with_defect.float()
+    text_axis = text_axis + 0.5 * _mean(
+        _bce(10 * along[2 * half :], torch.ones_like(troubled)), troubled
+    )
+    losses = {
+        "axis": _mean(_bce(on_image, targets.label), targets.sure),
+        "ranking": ranking,
+        "patch_axis": _mean(_bce(on_patch, targets.patch), targets.patch_weight),
+        "text_axis": text_axis,
+        "neutral": _mean((10 * along[2 * half :]) ** 2, 1 - troubled),
+    }
+    return losses, ranked
+
+
+def prompt_losses(
+    axis: Axis,
+    image: Tensor,
+    patch: Tensor,
+    state_text: Tensor,
+    targets: Targets,
+    settings: Settings,
+) -> dict[str, Tensor]:
+    """The same, against the prompts as users write them."""
+    half = settings.state_pairs
+    difference = state_text[half:] - state_text[:half]
+    scale, shift = axis.state
+    against = (
+        scale.clamp(1, settings.largest_scale / 2) * (image @ difference.T) + shift
+    )
+    scale, shift = axis.patch_state
+    local = scale.clamp(1, 30) * (patch @ difference.mean(dim=0)) + shift
+    on_image = _bce(against, targets.label[:, None]).mean(dim=1)
+    return {
+        "state": _mean(on_image, targets.sure),
+        "patch_state": _mean(_bce(local, targets.patch), targets.patch_weight),
+    }
+
+
 def step_losses(
     model: CLIP,
     axis: Axis,
@@ -268,7 +361,7 @@ def step_losses(
     shared: np.random.Generator,
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of one step, and its parts for the log."""
-    n, device = len(rows), axis.direction.device
+    device = axis.direction.device
     views = augment(rows, int(rng.integers(2**31)), device)
     shown = (views.masks > 0.5).float()[:, None]
     coverage = functional.avg_pool2d(shown, settings.patch_size)
@@ -276,20 +369,15 @@ def step_losses(
     kept = choose_tokens(coverage, rng, shared, settings)
     if kept is not None:
         kept = kept.to(device)
-    seen = coverage if kept is None else torch.gather(coverage, 1, kept)
-    most = seen.max(dim=1).values
-    clear = ((most > SHOWN) | (most <= 0)).float()
-    label = torch.cat([torch.zeros_like(most), (most > SHOWN).float()])
-    sure = torch.cat([torch.ones_like(most), clear])
+    targets = targets_of(coverage if kept is None else torch.gather(coverage, 1, kept))
     images = normalise_pixels(torch.cat([views.images[:, 0], views.images[:, 1]]))
-    rows = facts_in_sight(rows, views, kept is None)
 
     pairs = [captions.state_pair(rng) for _ in range(settings.state_pairs)]
     normal, anomalous = zip(*pairs, strict=True)
     names = name_images(
-        rows,
-        label.cpu().numpy(),
-        sure.cpu().numpy() > 0,
+        facts_in_sight(rows, views, kept is None),
+        targets.label.cpu().numpy(),
+        targets.sure.cpu().numpy() > 0,
         rng,
         settings.name_captions,
         settings.state_captions,
@@ -301,72 +389,26 @@ def step_losses(
             model, images, None if kept is None else torch.cat([kept, kept])
         )
         text = encode_texts(model, tokens.to(device))
-    half = settings.state_pairs
-    state_text, name_text = text[: 2 * half], text[2 * half :]
-    along = text @ axis.direction
+    state_text, name_text = text.split(
+        [2 * settings.state_pairs, len(names.texts)], dim=0
+    )
 
-    # The axis: images, patches and texts each against the same direction.
-    on_image = (
-        axis.image[0].clamp(1, settings.largest_scale) * (image @ axis.direction)
-        + axis.image[1]
-    )
-    axis_image = _mean(_bce(on_image, label), sure)
-    visible = label[n:] > 0
-    apart = on_image[n:] - on_image[:n]
-    ranking = (
-        functional.softplus(-apart[visible]).mean()
-        if visible.any()
-        else 0 * apart.sum()
-    )
-    cover = torch.cat([torch.zeros_like(seen), seen])
-    bad_patch = (cover > SHOWN).float()
-    patch_weight = ((cover > SHOWN) | (cover <= 0)).float() * (1 + 3 * bad_patch)
-    on_patch = axis.patch[0].clamp(1, 40) * (patch @ axis.direction) + axis.patch[1]
-    axis_patch = _mean(_bce(on_patch, bad_patch), patch_weight)
-    state_label = (torch.arange(2 * half, device=device) >= half).float()
-    axis_text = _bce(10 * along[: 2 * half], state_label).mean()
-    troubled = names.with_defect.float()
-    axis_text = axis_text + 0.5 * _mean(
-        _bce(10 * along[2 * half :], torch.ones_like(troubled)), troubled
-    )
-    neutral = _mean((10 * along[2 * half :]) ** 2, 1 - troubled)
-
-    # The same, against the prompts as users write them.
-    difference = state_text[half:] - state_text[:half]
-    scale, shift = axis.state
-    against = (
-        scale.clamp(1, settings.largest_scale / 2) * (image @ difference.T) + shift
-    )
-    state = _mean(_bce(against, label[:, None]).mean(dim=1), sure)
-    scale, shift = axis.patch_state
-    local = scale.clamp(1, 30) * (patch @ difference.mean(dim=0)) + shift
-    patch_state = _mean(_bce(local, bad_patch), patch_weight)
-
+    losses, ranked = axis_losses(axis, image, patch, text, targets, names, settings)
+    losses |= prompt_losses(axis, image, patch, state_text, targets, settings)
     # What the image shows; a small window does not show it.
-    name = image.new_zeros(())
+    losses["names"] = image.new_zeros(())
     if kept is None or kept.shape[1] >= 25:
         logits = axis.names.clamp(max=4.0).exp() * (image @ name_text.T)
-        name = _contrastive(logits, names)
+        losses["names"] = _contrastive(logits, names)
 
-    loss = (
-        settings.axis * axis_image
-        + settings.ranking * ranking
-        + settings.patch_axis * axis_patch
-        + settings.text_axis * axis_text
-        + settings.neutral * neutral
-        + settings.state * state
-        + settings.patch_state * patch_state
-        + settings.names * name
-    )
-    parts = {
-        "loss": loss.item(),
-        "image": axis_image.item(),
-        "patch": axis_patch.item(),
-        "text": axis_text.item(),
-        "state": state.item(),
-    }
+    loss = image.new_zeros(())
+    for name, value in losses.items():
+        loss = loss + getattr(settings, name) * value
+    logged = {"image": "axis", "patch": "patch_axis", "text": "text_axis"}
+    parts = {"loss": loss} | {key: losses[name] for key, name in logged.items()}
+    parts["state"] = losses["state"]
     if kept is None:
-        parts["names"] = name.item()
-        if visible.any():
-            parts["ranked"] = (apart[visible] > 0).float().mean().item()
-    return loss, parts
+        parts["names"] = losses["names"]
+        if ranked is not None:
+            parts["ranked"] = ranked
+    return loss, {name: value.item() for name, value in parts.items()}
