@@ -4,7 +4,7 @@ The last patch tokens of the embedded model, projected like an image, against th
 difference of the two prompts of PromptDetector; judged like the maps of ``clipad
 benchmark``::
 
-    python benchmarks/naive_maps.py ../shared/data hazelnut piped/PA_BDP01_TL
+    python benchmarks/naive_maps.py "$CLIPAD_SHARED_DATA" hazelnut
 """
 
 from __future__ import annotations

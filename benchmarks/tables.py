@@ -3,7 +3,7 @@
 Every method on generated images, and on folders of real images in the layout of
 MVTec AD where they are given::
 
-    python benchmarks/tables.py --real ../shared/data hazelnut piped/PA_BDP01_TL
+    python benchmarks/tables.py --real "$CLIPAD_SHARED_DATA" hazelnut
 """
 
 from __future__ import annotations

@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+# Real labelled photos, which lie on a developer's machine: see CONTRIBUTING.md.
+REAL_PHOTOS = Path(
+    os.environ.get("CLIPAD_SHARED_DATA")
+    or Path(__file__).parents[2] / "shared" / "data"
+)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real labelled images that lie beside a developer's checkout."""
-    if not SHARED.is_dir():
-        pytest.skip("the real images (../shared/data) are not on this machine")
-    return SHARED
+    """Real labelled photos, in folders laid out like MVTec AD."""
+    if not REAL_PHOTOS.is_dir():
+        pytest.skip(f"no real photos in {REAL_PHOTOS}: set CLIPAD_SHARED_DATA")
+    return REAL_PHOTOS
 
 
 @pytest.fixture
