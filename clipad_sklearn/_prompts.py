@@ -483,8 +483,8 @@ def _vocabulary() -> tuple[str, ...]:
     path = Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
     with gzip.open(path, "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")
-    # As CLIP does: after a line of header, so many merges that they fill 49,408
-    # entries together with 256 bytes, bare and at the end of a word, and 2 marks.
+    # As CLIP does: after a line of header, as many merges as fill 49,408 entries
+    # together with 256 bytes, bare and at the end of a word, and 2 marks.
     tokens = (line.replace(" ", "") for line in lines[1 : 1 + 49_408 - 2 * 256 - 2])
     words = (token.removesuffix("</w>") for token in tokens if token.endswith("</w>"))
     return tuple(word for word in words if word.isascii() and word.isalpha())

@@ -33,7 +33,7 @@ _LOG_PAGES = 256
 # Keys in one query: every sqlite allows 999 variables.
 _QUERY_KEYS = 900
 # A use is noted only if the last one noted is older than this many seconds, and in
-# groups of so many keys, so that reading seldom writes.
+# groups of this many keys, so that reading seldom writes.
 _STAMP_SECONDS = 3600
 _STAMP_GROUP = 1000
 # Seconds to wait for other processes before a folder is given up.
@@ -132,9 +132,9 @@ class FolderCache:
     it is read. Transactions make the file safe from processes killed at any moment.
     `get_many` and `put_many` never fail: when the file cannot be used (disk full,
     folder read-only, file damaged or locked for long), the process warns once and
-    goes on without this cache. `info`, `clear` and `verify` raise OSError instead.
+    continues without this cache. `info`, `clear` and `verify` raise OSError instead.
 
-    The least recently used entries leave first. A use is noted once an hour, so
+    The least recently used entries are dropped first. A use is noted once an hour, so
     within an hour the order is that of writing. The bound holds for the file; its
     write-ahead log beside it, some MiB while processes write, goes when the last of
     them closes the file.
@@ -291,7 +291,7 @@ class FolderCache:
         Raises
         ------
         OSError
-            If the file itself is damaged or cannot be used; `clear` starts anew.
+            If the file itself is damaged or cannot be used; `clear` starts afresh.
         """
 
         def check(connection: sqlite3.Connection) -> dict[str, int]:
@@ -339,7 +339,7 @@ class FolderCache:
     ) -> list[tuple[bytes, int, bytes, bytes]]:
         """Drop the least recently used entries; return the rows that may be written.
 
-        sqlite's page counts tell the size at once, however many entries there are.
+        sqlite's page counts give the size at once, however many entries there are.
         """
         pages = self.max_bytes // _PAGE_SIZE - 8  # the empty file has a few
         # Twice the bare need: pages are never quite full.
@@ -443,14 +443,14 @@ class FolderCache:
         if _is_locked(reason):
             advice = "Another process keeps it locked: wait for it, or stop it."
         elif _is_damage(reason):
-            advice = "Delete the file or run 'clipad cache clear' to start anew."
+            advice = "Delete the file or run 'clipad cache clear' to start afresh."
         return OSError(
             f"The embedding cache {self.path} cannot be used: {reason}. {advice}"
         )
 
     def _warn(self, reason: Exception) -> None:
         warnings.warn(
-            f"{self._error(reason)} This process goes on without this cache: "
+            f"{self._error(reason)} This process continues without this cache: "
             "results are the same, but everything is encoded again.",
             UserWarning,
             stacklevel=3,
@@ -510,12 +510,12 @@ def _used_pages(connection: sqlite3.Connection) -> int:
 
 
 def _is_locked(error: Exception) -> bool:
-    # Python 3.10 does not tell sqlite's error codes.
+    # Python 3.10 does not expose sqlite's error codes.
     return isinstance(error, sqlite3.OperationalError) and "lock" in str(error)
 
 
 def _is_damage(error: Exception) -> bool:
-    """Tell a damaged file from one that cannot be reached or written."""
+    """Whether the file is damaged, not merely out of reach or read-only."""
     return isinstance(error, sqlite3.DatabaseError) and any(
         words in str(error)
         for words in ("malformed", "not a data", "unsupported", "no such", "no column")

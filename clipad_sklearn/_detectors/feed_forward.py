@@ -100,12 +100,13 @@ class FeedForwardClassifier(ClassifierMixin, BaseEstimator):
     output each, trained with the cross-entropy of their softmax. `decision_function`
     returns the output itself, which does not saturate as probabilities do.
 
-    The paper tells the number of layers and the use of the network. The rest is our
-    choice: the widths, the activation, the optimiser [2]_ and its settings, He's
-    initial weights [3]_ with zero intercepts, and the scale :math:`s`, the root mean
-    square of the training data, which lets unit-length embeddings of any width train
-    alike. Features are not centred. There is no early stopping: when a network
-    trained on text is to score images, held-out text does not tell when to stop.
+    That the network has four layers, and what it is for, is reported of the paper on
+    random words [1]_, which was not available to us. The rest is our choice: the
+    widths, the activation, the optimiser [2]_ and its settings, He's initial weights
+    [3]_ with zero intercepts, and the scale :math:`s`, the root mean square of the
+    training data, which lets unit-length embeddings of any width train alike. Features
+    are not centred. There is no early stopping: when a network trained on text is to
+    score images, held-out text does not show when to stop.
 
     Training is done by torch in float32 on the CPU, with as many threads as torch is
     set to. Another number of threads rounds differently, so repeat a fit with the

@@ -65,8 +65,9 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
     that sum to one, the combined probability p is sum w_i p_i, max p_i or
     1 / sum (w_i / p_i). The score is log(1 - p) - log p, computed from the margins in
     log space, so that it does not saturate. ``"mean"`` ranks as the sum of the scores
-    of prompts and network does, which is our reading of "CLIP + ours" of random word
-    data augmentation [1]_; the paper's text was not available to us.
+    of prompts and network does, which is our reading of the combination "CLIP + ours"
+    that is reported of random word data augmentation [1]_; the paper's text was not
+    available to us.
 
     References
     ----------
@@ -215,7 +216,7 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
             log_weights + log_expit(-margins), axis=0
         )
 
-    # Not stored, because skops does not trust a Bunch by itself.
+    # Not stored, because skops does not trust a Bunch unasked.
     @property
     def named_detectors_(self) -> Bunch:
         """The fitted members by name."""

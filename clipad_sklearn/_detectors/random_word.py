@@ -30,8 +30,9 @@ class RandomWordDetector(EmbeddingMixin, BaseDetector):
 
     CLIP puts texts and images into one space. So pairs of prompts that say normal and
     anomalous about random words are encoded by its text tower, a classifier learns to
-    tell the two apart, and then scores the embeddings of images. It needs no image to
-    learn from and no name of the object, and one detector serves every category.
+    separate the two, and then scores the embeddings of images. It needs no image to
+    learn from, it does not need to know what the object is, and one detector serves
+    every category.
 
     Parameters
     ----------
@@ -52,8 +53,8 @@ class RandomWordDetector(EmbeddingMixin, BaseDetector):
     normal_states, anomalous_states : sequence of str
         States with one ``{}``, the place of the words.
     class_name : str or None, default=None
-        Name of the object, put after the random words (the known-object set-up). None
-        leaves the object unknown.
+        Name of the object, put after the random words (the known-object set-up; our
+        extension). None leaves the object unknown.
     classifier : classifier or None, default=None
         Any scikit-learn classifier that has `decision_function` or `predict_proba`. It
         is fitted on labels -1 and +1. None is ``FeedForwardClassifier()``.
@@ -100,10 +101,13 @@ class RandomWordDetector(EmbeddingMixin, BaseDetector):
     The score is the classifier's margin log p(normal) - log p(anomalous) of the
     embedding of an image.
 
-    The idea, the pairs, their number near 10,000 and the four layers are those of
-    Tamura [1]_. The text of the paper was not available to us beyond its abstract, so
-    templates, states, the kind and number of words, centering, and the network's
-    widths and training are our choices. All of them are parameters.
+    The idea is that of Tamura [1]_: CLIP as the source of the training data, prompts
+    with words for normal and anomalous and several random words. The text of the paper
+    was not available to us beyond its abstract. The pairs, their number near 10,000 and
+    the four layers of the network are reported of it. Templates, states, the kind and
+    number of words, that both prompts of a pair share them, centering, `class_name`,
+    and the network's widths and training are our choices. All but the shared words are
+    parameters.
 
     Scores rank without any image, but the threshold 0 is uncalibrated.
 
@@ -224,8 +228,8 @@ class RandomWordDetector(EmbeddingMixin, BaseDetector):
         ):
             raise ValueError(
                 f"classifier={classifier!r} has neither decision_function nor "
-                "predict_proba, so it gives no score. Choose one that has (for SVC: "
-                "any; for a hard-voting ensemble: soft voting)."
+                "predict_proba, so it cannot be scored. Choose one that has either "
+                "(SVC always does; for a hard-voting ensemble use soft voting)."
             )
         return classifier
 

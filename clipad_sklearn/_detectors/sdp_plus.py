@@ -79,7 +79,7 @@ class SDPPlusDetector(SDPDetector):
     shuffle : bool, default=False
         Whether the images come in a new order in each epoch.
     warm_start : bool, default=False
-        Whether `fit` starts from the layers at hand, of an earlier `fit` or of
+        Whether `fit` starts from the existing layers, of an earlier `fit` or of
         `load_layers`. Then `masks` may be None, and the layers stay as they are.
     contamination : "auto" or float, default="auto"
         ``"auto"`` sets `offset_` to 0. A number in (0, 0.5] is the share of the images
@@ -220,7 +220,7 @@ class SDPPlusDetector(SDPDetector):
         ----------
         X : sequence of images or None, default=None
             Auxiliary images. None will do where nothing is trained and no threshold
-            asked for: with ``warm_start=True`` and layers at hand.
+            asked for: with ``warm_start=True`` and existing layers.
         masks : sequence of path, array or None; or None, default=None
             For each image a mask of its size, or None for an image without anomaly.
             Arrays hold 0 and 1, 0 and 255, or bool; in files anomalous pixels are above
@@ -249,7 +249,7 @@ class SDPPlusDetector(SDPDetector):
         if masks is not None:
             self._train(X, masks, class_name)
         else:
-            self._check_layers(self.coefs_, self.intercepts_, "The layers at hand")
+            self._check_layers(self.coefs_, self.intercepts_, "The existing layers")
         self._set_thresholds(X, class_name)
         return self
 
@@ -330,7 +330,7 @@ class SDPPlusDetector(SDPDetector):
         self, shape: tuple[int, int, int], random_state: np.random.RandomState
     ) -> tuple[np.ndarray, np.ndarray]:
         if self.warm_start and hasattr(self, "coefs_"):
-            self._check_layers(self.coefs_, self.intercepts_, "The layers at hand")
+            self._check_layers(self.coefs_, self.intercepts_, "The existing layers")
             return self.coefs_, self.intercepts_
         bound = shape[2] ** -0.5
         coefs = random_state.uniform(-bound, bound, shape).astype(np.float32)
@@ -403,7 +403,7 @@ class SDPPlusDetector(SDPDetector):
         ValueError
             If the file does not hold such layers, or they were trained with another
             `layers`, `alias_compat` or kind of CLIP. Another CLIP of the same
-            dimensions cannot be told.
+            dimensions cannot be recognised.
         """
         from safetensors import SafetensorError, safe_open
 

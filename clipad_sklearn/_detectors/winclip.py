@@ -74,7 +74,7 @@ class WinCLIPDetector(MapDetector):
     See Also
     --------
     SDPDetector : Maps from patch tokens, at little more than one pass.
-    RandomWordDetector : A scorer that needs no name of the object.
+    RandomWordDetector : A scorer that does not need to know the object.
     clipad_sklearn.plotting.AnomalyMapDisplay : Shows maps.
 
     Notes

@@ -129,8 +129,8 @@ def load_visa(
     Returns
     -------
     Bunch
-        As of `load_mvtec_ad`. The defect is "anomaly" or "bad": the split does not
-        tell its kind.
+        As from `load_mvtec_ad`. The defect is "anomaly" or "bad": the split does not
+        name its kind.
 
     Raises
     ------
@@ -204,7 +204,7 @@ def load_sewer_ml(
     Returns
     -------
     Bunch
-        As of `load_mvtec_ad`. An image with a defect is anomalous; `defect` is the
+        As from `load_mvtec_ad`. An image with a defect is anomalous; `defect` is the
         codes of its defects joined by ``"+"``. `masks` is None, as there are none, and
         `category` is "sewer pipe".
 
@@ -316,8 +316,8 @@ def load_image_folder(
     Returns
     -------
     Bunch
-        As of `load_mvtec_ad`; `masks` is None without a `mask_folder`. The category is
-        the name of `root`.
+        As from `load_mvtec_ad`; `masks` is None without a `mask_folder`. The category
+        is the name of `root`.
 
     Raises
     ------

@@ -79,7 +79,7 @@ class SearchDisplay:
 
         Parameters
         ----------
-        search : GridSearchCV or its kind
+        search : GridSearchCV or another search
             A fitted search, with `cv_results_`.
         param_name : str
             The parameter along the horizontal axis, by its full name in the grid.
@@ -96,7 +96,7 @@ class SearchDisplay:
         if not hasattr(search, "cv_results_"):
             raise TypeError(
                 f"{type(search).__name__} has no cv_results_: expected a fitted "
-                "GridSearchCV or its kind."
+                "GridSearchCV or another search."
             )
         return cls.from_predictions(
             search.cv_results_, param_name, score_name=score_name, **plot_params
@@ -143,7 +143,7 @@ class SearchDisplay:
             raise ValueError(
                 f"{param_name!r} was not searched. Use one of {', '.join(searched)}."
             )
-        # Parameters that never change tell no curves apart.
+        # Parameters that never change distinguish no curves.
         varying = [
             name
             for name in searched

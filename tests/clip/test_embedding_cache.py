@@ -466,7 +466,7 @@ def _cannot_be_used(cache: FolderCache, reason: str) -> None:
     messages = [str(warning.message) for warning in caught]
     assert len(messages) == 1
     assert cache.path in messages[0]
-    assert "goes on without this cache" in messages[0]
+    assert "continues without this cache" in messages[0]
     assert caught[0].filename == __file__
     assert cache.get_many([_key(1)]) == {}
 

@@ -165,7 +165,7 @@ def test_warm_start(data: Any) -> None:
     np.testing.assert_array_equal(detector.coefs_, coefs)
     assert np.mean(detector.predict_masks(data.images, size="model")) <= 0.05
     detector.set_params(layers=(1,), pixel_contamination="auto")
-    with pytest.raises(ValueError, match="The layers at hand have shape"):
+    with pytest.raises(ValueError, match="The existing layers have shape"):
         detector.fit(data.images)
 
 
