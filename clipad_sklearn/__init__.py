@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._clip.image_encoder import CLIPImageEncoder
-    from ._clip.settings import OpenCLIP, WeightsNotFound, clear_models
+    from ._clip.settings import OpenCLIP, clear_models
     from ._detectors.calibration import calibrate_threshold
     from ._detectors.feed_forward import FeedForwardClassifier
     from ._detectors.fusion import FusionDetector
@@ -18,25 +18,26 @@ if TYPE_CHECKING:
     from ._detectors.sdp import SDPDetector
     from ._detectors.sdp_plus import SDPPlusDetector
     from ._detectors.winclip import WinCLIPDetector
-    from ._images import ImageReadError, list_images
+    from ._errors import ImageReadError, WeightsNotFound
+    from ._images import list_images
     from ._prompts import PromptSet, random_word_prompts
     from ._score_images import score_images
 
-__version__ = "0.1.0"
+from ._version import __version__ as __version__
 
 # Public name -> module. Importing the package costs none of them.
 _MODULES = {
     "CLIPImageEncoder": "_clip.image_encoder",
     "FeedForwardClassifier": "_detectors.feed_forward",
     "FusionDetector": "_detectors.fusion",
-    "ImageReadError": "_images",
+    "ImageReadError": "_errors",
     "OpenCLIP": "_clip.settings",
     "PromptDetector": "_detectors.prompt",
     "PromptSet": "_prompts",
     "RandomWordDetector": "_detectors.random_word",
     "SDPDetector": "_detectors.sdp",
     "SDPPlusDetector": "_detectors.sdp_plus",
-    "WeightsNotFound": "_clip.settings",
+    "WeightsNotFound": "_errors",
     "WinCLIPDetector": "_detectors.winclip",
     "calibrate_threshold": "_detectors.calibration",
     "clear_models": "_clip.settings",

@@ -1,6 +1,44 @@
-"""Exceptions that more than one module raises."""
+"""The public exceptions."""
 
 from __future__ import annotations
+
+
+class ImageReadError(ValueError):
+    """One or several images could not be read.
+
+    Parameters
+    ----------
+    failures : list of (int, str, str)
+        Position in the input, name (the path, or the kind of object) and reason of
+        every image that could not be read.
+
+    Attributes
+    ----------
+    failures : list of (int, str, str)
+        As given.
+
+    Examples
+    --------
+    >>> from clipad_sklearn import CLIPImageEncoder
+    >>> CLIPImageEncoder("tiny").fit_transform(["missing.png"])
+    Traceback (most recent call last):
+        ...
+    clipad_sklearn._errors.ImageReadError: 1 image could not be read:
+      0: missing.png: no such file
+    """
+
+    def __init__(self, failures: list[tuple[int, str, str]]) -> None:
+        self.failures = failures
+        count = (
+            "1 image could not be read"
+            if len(failures) == 1
+            else f"{len(failures)} images could not be read"
+        )
+        lines = (f"  {index}: {name}: {reason}" for index, name, reason in failures)
+        super().__init__("\n".join([f"{count}:", *lines]))
+
+    def __reduce__(self) -> tuple[type, tuple[list[tuple[int, str, str]]]]:
+        return type(self), (self.failures,)
 
 
 class WeightsNotFound(OSError):  # noqa: N818

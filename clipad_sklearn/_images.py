@@ -42,44 +42,6 @@ _EXTENSIONS = frozenset(
 )
 
 
-class ImageReadError(ValueError):
-    """One or several images could not be read.
-
-    Parameters
-    ----------
-    failures : list of (int, str, str)
-        Position in the input, name (the path, or the kind of object) and reason of
-        every image that could not be read.
-
-    Attributes
-    ----------
-    failures : list of (int, str, str)
-        As given.
-
-    Examples
-    --------
-    >>> from clipad_sklearn import CLIPImageEncoder
-    >>> CLIPImageEncoder("tiny").fit_transform(["missing.png"])
-    Traceback (most recent call last):
-        ...
-    clipad_sklearn._images.ImageReadError: 1 image could not be read:
-      0: missing.png: no such file
-    """
-
-    def __init__(self, failures: list[tuple[int, str, str]]) -> None:
-        self.failures = failures
-        count = (
-            "1 image could not be read"
-            if len(failures) == 1
-            else f"{len(failures)} images could not be read"
-        )
-        lines = (f"  {index}: {name}: {reason}" for index, name, reason in failures)
-        super().__init__("\n".join([f"{count}:", *lines]))
-
-    def __reduce__(self) -> tuple[type, tuple[list[tuple[int, str, str]]]]:
-        return type(self), (self.failures,)
-
-
 def list_images(folder: str | os.PathLike[str]) -> list[str]:
     """List the images of a folder and its subfolders, sorted.
 
@@ -136,7 +98,7 @@ def check_images(images: Any) -> Sequence[Any]:
         raise ValueError(
             "Expected a list of images, got None. X=None is accepted by `fit` only."
         )
-    if isinstance(images, (str, bytes, os.PathLike)) or _is_pil(images):
+    if isinstance(images, (str, bytes, os.PathLike)) or is_pil(images):
         raise ValueError(
             f"Expected a list of images, got one {_name(images)}. "
             "Wrap it in a list: [image]."
@@ -226,23 +188,10 @@ def open_image(image: Any) -> Image.Image:
     """
     if isinstance(image, np.ndarray):
         return _image_from_array(image)
-    return _opened(image, _to_rgb)
+    return opened(image, _to_rgb)
 
 
-def read_mask(mask: Any) -> np.ndarray:
-    """Return which pixels of a mask, a path or a `PIL.Image`, are above 0.
-
-    Raises ValueError with a short reason.
-    """
-    return _opened(mask, _above_zero)
-
-
-def mask_array(mask: Any) -> Any:
-    """Read a mask that is not None or an array already."""
-    return mask if mask is None or isinstance(mask, np.ndarray) else read_mask(mask)
-
-
-def _opened(image: Any, convert: Callable[[Image.Image], Any]) -> Any:
+def opened(image: Any, convert: Callable[[Image.Image], Any]) -> Any:
     """Return what `convert` makes of a path, a file's bytes or a `PIL.Image`."""
     from PIL import Image, ImageOps
 
@@ -252,7 +201,7 @@ def _opened(image: Any, convert: Callable[[Image.Image], Any]) -> Any:
     try:
         if isinstance(image, bytes):
             image = Image.open(io.BytesIO(image))
-        elif not _is_pil(image):
+        elif not is_pil(image):
             raise ValueError(
                 f"{_name(image)} is not an image: pass a path, a PIL image or an array"
             )
@@ -275,15 +224,6 @@ def _opened(image: Any, convert: Callable[[Image.Image], Any]) -> Any:
     except Exception as e:
         # Decoders raise all kinds of errors on truncated or damaged files.
         raise ValueError(f"truncated or corrupt ({str(e) or type(e).__name__})") from e
-
-
-def _above_zero(image: Image.Image) -> np.ndarray:
-    # Numbers as they are in the file: 0 and 1, labels from 1 on, or 0 and 255.
-    pixels = np.asarray(image)
-    if pixels.ndim == 3:
-        seen = [k for k, band in enumerate(image.getbands()) if band not in "Aa"]
-        pixels = pixels[..., seen].max(axis=2)
-    return pixels > 0
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -368,13 +308,14 @@ def image_name(image: Any) -> str:
 def _name(image: Any) -> str:
     if isinstance(image, (str, os.PathLike)):
         return f"path {os.fsdecode(image)!r}"
-    if _is_pil(image):
+    if is_pil(image):
         return "PIL image"
     if isinstance(image, np.ndarray):
         return f"array of shape {image.shape}"
     return type(image).__name__
 
 
-def _is_pil(image: Any) -> bool:
+def is_pil(image: Any) -> bool:
+    """Whether `image` is a `PIL.Image`."""
     # Without importing Pillow: an object of it exists only if it was imported.
     return any(base.__module__ == "PIL.Image" for base in type(image).__mro__)

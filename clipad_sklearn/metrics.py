@@ -2,7 +2,7 @@
 
 In this module **scores are anomaly scores: higher means more anomalous**, as the
 field has it. Detectors follow scikit-learn, where a higher ``score_samples`` means
-more normal: pass ``-detector.score_samples(X)``. `get_scorer` does so by itself.
+more normal: pass ``-detector.score_samples(X)``. `get_scorer` does this for you.
 
 Labels are {-1, +1} with -1 for anomalous (scikit-learn's outlier detectors) or
 {0, 1} or bool with 1 for anomalous (the field's data sets).
@@ -13,7 +13,6 @@ masks and anomaly maps in place of labels and scores. `pro` always does.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from ._images import read_mask
+from ._masks import numbered_mask
 
 __all__ = ["aupr", "auroc", "f1_max", "get_scorer", "pro", "to_outlier_labels"]
 
@@ -375,26 +374,12 @@ def _check_maps(
             )
         if mask is None:
             mask = np.zeros(anomaly_map.shape, dtype=bool)
-        if isinstance(mask, (str, os.PathLike)):
-            try:
-                mask = read_mask(mask)
-            except ValueError as error:
-                raise ValueError(
-                    f"Mask {index}, {os.fsdecode(mask)}: {error}."
-                ) from error
-        mask = np.asarray(mask)
+        mask = numbered_mask(index, mask)
         if mask.shape != anomaly_map.shape:
             raise ValueError(
                 f"Mask {index} has the shape {mask.shape}, but its map has "
                 f"{anomaly_map.shape}."
             )
-        if mask.dtype != bool:
-            if not np.isin(mask, (0, 1)).all():
-                raise ValueError(
-                    f"Mask {index} has values other than 0 and 1. Pass `mask > 0` if "
-                    "anything above 0 is anomalous."
-                )
-            mask = mask.astype(bool)
         checked_masks.append(mask)
         maps.append(anomaly_map)
     n_pixels = sum(mask.size for mask in checked_masks)
@@ -417,10 +402,16 @@ def _flatten(
     )
 
 
-_METRICS: dict[str, Callable[[Any, Any], float]] = {
+IMAGE_METRICS: dict[str, Callable[[Any, Any], float]] = {
     "auroc": auroc,
     "aupr": aupr,
     "f1_max": f1_max,
+}
+PIXEL_METRICS: dict[str, Callable[[Any, Any], float]] = {
+    "pixel_auroc": auroc,
+    "pixel_aupr": aupr,
+    "pixel_f1_max": f1_max,
+    "pro": pro,
 }
 
 
@@ -430,50 +421,28 @@ class _Scorer:
 
     metric: str
 
-    def __call__(self, estimator: Any, X: Any, y: ArrayLike) -> float:
-        if y is None:
-            raise ValueError("Scoring needs labels: pass y.")
-        if not hasattr(estimator, "score_samples"):
-            raise TypeError(
-                f"{type(estimator).__name__} has no score_samples: this scorer is for "
-                "outlier detectors."
-            )
-        return _METRICS[self.metric](y, -np.asarray(estimator.score_samples(X)))
+    def __call__(self, estimator: Any, X: Any, y: Any) -> float:
+        if self.metric in PIXEL_METRICS:
+            _check_scored(estimator, "anomaly_maps", y, "masks: pass them as y")
+            return PIXEL_METRICS[self.metric](y, estimator.anomaly_maps(X))
+        _check_scored(estimator, "score_samples", y, "labels: pass y")
+        return IMAGE_METRICS[self.metric](y, -np.asarray(estimator.score_samples(X)))
 
     def __repr__(self) -> str:
         return f"get_scorer({self.metric!r})"
 
 
-_PIXEL_METRICS: dict[str, Callable[[Any, Any], float]] = {
-    "pixel_auroc": auroc,
-    "pixel_aupr": aupr,
-    "pixel_f1_max": f1_max,
-    "pro": pro,
-}
-
-
-@dataclass(frozen=True)
-class _PixelScorer:
-    """What `get_scorer` returns for metrics of pixels."""
-
-    metric: str
-
-    def __call__(self, estimator: Any, X: Any, masks: Any) -> float:
-        if masks is None:
-            raise ValueError("Scoring pixels needs masks: pass them as y.")
-        if not hasattr(estimator, "anomaly_maps"):
-            raise TypeError(
-                f"{type(estimator).__name__} has no anomaly_maps: this scorer is for "
-                "detectors that say where the anomaly is."
-            )
-        return _PIXEL_METRICS[self.metric](masks, estimator.anomaly_maps(X))
-
-    def __repr__(self) -> str:
-        return f"get_scorer({self.metric!r})"
+def _check_scored(estimator: Any, method: str, y: Any, needed: str) -> None:
+    if y is None:
+        raise ValueError(f"Scoring needs {needed}.")
+    if not hasattr(estimator, method):
+        raise TypeError(
+            f"{type(estimator).__name__} has no {method}, which this scorer needs."
+        )
 
 
 def get_scorer(metric: str) -> Callable[[Any, Any, ArrayLike], float]:
-    """Make a scorer for `GridSearchCV` and its kind.
+    """Make a scorer for `GridSearchCV` and other searches.
 
     Parameters
     ----------
@@ -513,9 +482,7 @@ def get_scorer(metric: str) -> Callable[[Any, Any, ArrayLike], float]:
     >>> get_scorer("auroc")(IsolationForest(random_state=0).fit(X), X, y)
     1.0
     """
-    if metric in _PIXEL_METRICS:
-        return _PixelScorer(metric)
-    if metric not in _METRICS:
-        names = ", ".join(map(repr, (*_METRICS, *_PIXEL_METRICS)))
-        raise ValueError(f"metric={metric!r} is not known. Use one of {names}.")
+    if metric not in IMAGE_METRICS and metric not in PIXEL_METRICS:
+        names = ", ".join(map(repr, (*IMAGE_METRICS, *PIXEL_METRICS)))
+        raise ValueError(f"metric={metric!r}: expected one of {names}.")
     return _Scorer(metric)

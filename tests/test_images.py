@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from clipad_sklearn import CLIPImageEncoder, ImageReadError, list_images
-from clipad_sklearn._images import check_images, open_image, read_mask
+from clipad_sklearn._images import check_images, open_image
+from clipad_sklearn._masks import mask_pixels
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
@@ -273,8 +274,8 @@ def test_masks_are_above_zero(mode: str, tmp_path: Path) -> None:
         image = Image.fromarray(expected.astype(np.uint8) * 4).convert(mode)
     path = tmp_path / "mask.png"
     image.save(path)
-    np.testing.assert_array_equal(read_mask(path), expected)
-    np.testing.assert_array_equal(read_mask(Image.open(path)), expected)
+    np.testing.assert_array_equal(mask_pixels(path), expected)
+    np.testing.assert_array_equal(mask_pixels(Image.open(path)), expected)
 
 
 @pytest.mark.parametrize(

@@ -219,10 +219,10 @@ MAP = np.arange(9.0).reshape(3, 3)
         ([MASK], [MAP, MAP], "There are 1 masks but 2 maps. Give one mask per map"),
         (None, [MAP], "There are 0 masks but 1 maps"),
         ([MASK, MASK], [MAP, MAP[:2]], "Mask 1 has the shape (3, 3), but its map has"),
-        ([0, 1], [MAP, MAP], "Mask 0 has the shape (), but its map has (3, 3)"),
-        ([MASK * 255], [MAP], "Mask 0 has values other than 0 and 1. Pass `mask > 0`"),
-        ([MASK * 0.5], [MAP], "Mask 0 has values other than 0 and 1"),
-        ([MASK, MASK * np.nan], [MAP, MAP], "Mask 1 has values other than 0 and 1"),
+        ([0, 1], [MAP, MAP], "Mask 0: array of shape (): expected (height, width)"),
+        ([MASK * 7], [MAP], "Mask 0: values other than 0 and 1, or 0 and 255; pass"),
+        ([MASK * 0.5], [MAP], "Mask 0: values other than 0 and 1"),
+        ([MASK, MASK * np.nan], [MAP, MAP], "Mask 1: values other than 0 and 1"),
         ([MASK, MASK], [MAP, MAP * np.nan], "Map 1 has values that are not finite"),
         ([MASK, MASK], [MAP, MAP / np.inf + np.inf], "Map 1 has values that are not"),
         ([MASK, MASK], [MAP, MAP.ravel()], "Map 1 must have the shape (H, W), got (9,"),
@@ -426,7 +426,7 @@ def test_scorers_are_values():
 
 def test_bad_scorers(data):
     X, y = data
-    with pytest.raises(ValueError, match=r"'roc_auc' is not known. Use one of 'auroc'"):
+    with pytest.raises(ValueError, match=r"'roc_auc': expected one of 'auroc'"):
         get_scorer("roc_auc")
     detector = IsolationForest(random_state=0).fit(X)
     with pytest.raises(ValueError, match="Scoring needs labels: pass y"):

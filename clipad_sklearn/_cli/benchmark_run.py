@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from .. import _images, metrics
+from .. import metrics
 from .._clip.settings import OpenCLIP
 from .._detectors.fusion import FusionDetector
 from .._detectors.prompt import PromptDetector
 from .._detectors.random_word import RandomWordDetector
+from .._masks import mask_pixels, resized_mask
 from ..datasets import (
     load_image_folder,
     load_mvtec_ad,
@@ -28,7 +29,7 @@ from ..datasets import (
     load_visa,
     make_defect_images,
 )
-from .benchmark_tables import PIXEL_METRICS
+from ..metrics import PIXEL_METRICS
 from .output import UsageError, printable, writing
 
 # What needs a seed, and what takes images instead of embeddings.
@@ -169,7 +170,7 @@ def read_mask(mask: str, image: str, size: tuple[int, int]) -> np.ndarray:
     from PIL import Image
 
     try:
-        pixels = _images.read_mask(mask)
+        pixels = mask_pixels(mask)
     except ValueError as error:
         raise ValueError(f"the mask {mask} cannot be read: {error}") from error
     with Image.open(image) as photo:
@@ -182,8 +183,7 @@ def read_mask(mask: str, image: str, size: tuple[int, int]) -> np.ndarray:
             f"the mask {mask} has {pixels.shape[1]} x {pixels.shape[0]} pixels, but "
             f"its image {width} x {height}"
         )
-    reduced = Image.fromarray(pixels.astype(np.uint8))
-    return np.asarray(reduced.resize(size[::-1], Image.Resampling.NEAREST)) > 0
+    return resized_mask(pixels, size, "nearest")
 
 
 # -- one method on one category ----------------------------------------------------

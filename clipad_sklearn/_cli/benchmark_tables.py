@@ -5,25 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from .. import metrics
+from ..metrics import IMAGE_METRICS, PIXEL_METRICS
 from .output import UsageError, no_formula, printable
 
-IMAGE_METRICS: dict[str, Callable[[Any, Any], float]] = {
-    "auroc": metrics.auroc,
-    "aupr": metrics.aupr,
-    "f1_max": metrics.f1_max,
-}
-PIXEL_METRICS: dict[str, Callable[[Any, Any], float]] = {
-    "pixel_auroc": metrics.auroc,
-    "pixel_aupr": metrics.aupr,
-    "pixel_f1_max": metrics.f1_max,
-    "pro": metrics.pro,
-}
 TITLES = {
     "auroc": "AUROC",
     "aupr": "AUPR",

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .. import __version__
+from .._version import __version__
 from .output import UsageError, as_usage_error, printable
 
 # Methods that give anomaly maps.

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from .. import __version__
 from .._clip.image_encoder import CLIPImageEncoder
 from .._clip.settings import check_clip
 from .._detectors.base import BaseDetector
@@ -29,14 +28,15 @@ from .._detectors.fusion import FusionDetector
 from .._detectors.prompt import PromptDetector
 from .._detectors.random_word import RandomWordDetector
 from .._images import list_files
-from .._score_images import (
+from .._score_images import score_images
+from .._score_rows import (
     SCORE_COLUMNS,
     check_detector,
     error_row,
-    score_images,
     score_readable,
     score_row,
 )
+from .._version import __version__
 from .output import (
     UsageError,
     as_usage_error,

@@ -14,8 +14,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from .. import _fork  # noqa: F401  (processes forked later)
-from .._errors import WeightsNotFound
-from .._images import ImageReadError, check_images, image_name, open_image, read_bytes
+from .._errors import ImageReadError, WeightsNotFound
+from .._images import check_images, image_name, open_image, read_bytes
 from .._progress import progress_bar
 from .embedding_cache import EmbeddingCache, open_cache
 

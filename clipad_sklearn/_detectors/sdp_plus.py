@@ -15,7 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._clip.settings import OpenCLIP, check_clip
 from .._files import replacing
-from .._images import ImageReadError, check_images, image_name, read_mask
+from .._images import check_images
+from .._masks import ResizedMasks
 from .._prompts import PromptSet
 from .._validation import all_or_nothing
 from .class_names import names_of_images
@@ -302,7 +303,7 @@ class SDPPlusDetector(SDPDetector):
             )
         tower = self._tower()
         ends = stage_ends(self.layers, tower.depth)
-        targets = _read_masks(masks, len(images), tower.input_size)
+        targets = ResizedMasks(masks, len(images), tower.input_size)
         if class_name is not None and not isinstance(class_name, str):
             class_name = names_of_images(class_name, len(images))
         prototypes = self._prototypes(class_name).astype(np.float32)
@@ -455,70 +456,3 @@ class SDPPlusDetector(SDPDetector):
                 "stages, features of an embedding and width of the vision tower of "
                 f"clip={self.clip!r}."
             )
-
-
-class _Masks:
-    """Masks at the size of the model's input, one bit per pixel."""
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = size
-        self.bits: list[np.ndarray | None] = []
-        self.sizes: list[tuple[int, int] | None] = []
-
-    def load(self, batch: np.ndarray) -> np.ndarray:
-        """Return masks (n, height, width) of 0.0 and 1.0."""
-        masks = np.zeros((len(batch), self.size[0] * self.size[1]), dtype=np.float32)
-        for row, index in enumerate(batch):
-            bits = self.bits[index]
-            if bits is not None:
-                masks[row] = np.unpackbits(bits, count=masks.shape[1])
-        return masks.reshape(len(batch), *self.size)
-
-
-def _read_masks(masks: Any, n_images: int, size: tuple[int, int]) -> _Masks:
-    """Read and resize all masks, naming all that cannot be read."""
-    from PIL import Image
-
-    if isinstance(masks, (str, bytes, os.PathLike)) or not hasattr(masks, "__len__"):
-        raise ValueError(
-            "masks: expected a sequence with one mask per image, None for an image "
-            "without anomaly."
-        )
-    if len(masks) != n_images:
-        raise ValueError(f"There are {len(masks)} masks, but X has {n_images} images.")
-    read = _Masks(size)
-    failures = []
-    for index, mask in enumerate(masks):
-        if mask is None:
-            read.bits.append(None)
-            read.sizes.append(None)
-            continue
-        try:
-            pixels = _mask_pixels(mask)
-        except ValueError as error:
-            failures.append((index, f"mask {image_name(mask)}", str(error)))
-            continue
-        image = Image.fromarray(pixels.astype(np.uint8) * np.uint8(255))
-        resized = image.resize(size[::-1], Image.Resampling.BILINEAR)
-        read.bits.append(np.packbits(np.asarray(resized) > 127))
-        read.sizes.append(pixels.shape)
-    if failures:
-        raise ImageReadError(failures)
-    if not any(bits is not None and bits.any() for bits in read.bits):
-        raise ValueError(
-            "No mask has an anomalous pixel (at the size of the model's input), so "
-            "there is nothing to learn from."
-        )
-    return read
-
-
-def _mask_pixels(mask: Any) -> np.ndarray:
-    if not isinstance(mask, np.ndarray):
-        return read_mask(mask)
-    if mask.ndim != 2 or mask.size == 0:
-        raise ValueError(f"array of shape {mask.shape}: expected (height, width)")
-    if mask.dtype == np.bool_:
-        return mask
-    if not (np.isin(mask, (0, 1)).all() or np.isin(mask, (0, 255)).all()):
-        raise ValueError("values other than 0 and 1, or 0 and 255")
-    return mask > 0

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .._images import check_images, image_name, mask_array, open_image
+from .._images import check_images, image_name, open_image
+from .._masks import numbered_mask
 from ._axes import pyplot
 
 # More pixels than this on a side do not show in a figure.
@@ -95,7 +96,8 @@ class AnomalyMapDisplay:
         X : sequence of path, PIL.Image or array, or one array
             The images.
         masks : sequence of path, array or None; or None, default=None
-            True masks, whose outlines are drawn. In files they are above 0.
+            True masks, whose outlines are drawn. Arrays hold 0 and 1, 0 and 255, or
+            bool; in files anomalous pixels are above 0.
         class_name : str, array-like of str of shape (n_images,) or None, default=None
             What the images show.
         titles : sequence of str or None, default=None
@@ -142,7 +144,8 @@ class AnomalyMapDisplay:
         anomaly_maps : sequence of array of shape (rows, columns)
             Their maps, of any size.
         masks : sequence of path, array or None; or None, default=None
-            True masks, whose outlines are drawn. In files they are above 0.
+            True masks, whose outlines are drawn. Arrays hold 0 and 1, 0 and 255, or
+            bool; in files anomalous pixels are above 0.
         titles : sequence of str or None, default=None
             Titles of the images.
         ax : Axes, array-like of Axes or None, default=None
@@ -158,8 +161,8 @@ class AnomalyMapDisplay:
         Raises
         ------
         ValueError
-            If the numbers of images, maps, masks or titles differ, or an image cannot
-            be read.
+            If the numbers of images, maps, masks or titles differ, or an image or a
+            mask cannot be read.
         """
         X = check_images(X)
         for name, values in (
@@ -174,7 +177,10 @@ class AnomalyMapDisplay:
                 )
         images = [_small_image(image) for image in X]
         if masks is not None:
-            masks = [mask_array(mask) for mask in masks]
+            masks = [
+                None if mask is None else numbered_mask(index, mask)
+                for index, mask in enumerate(masks)
+            ]
         display = cls(images, list(anomaly_maps), masks=masks, titles=titles)
         return display.plot(ax=ax, **plot_params)
 

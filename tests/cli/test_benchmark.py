@@ -23,8 +23,9 @@ from trees import write_mvtec_ad, write_sewer_ml, write_visa, write_visa_one_cla
 
 from clipad_sklearn import metrics
 from clipad_sklearn._cli.benchmark_run import read_mask
-from clipad_sklearn._cli.benchmark_tables import IMAGE_METRICS, PIXEL_METRICS, bootstrap
+from clipad_sklearn._cli.benchmark_tables import bootstrap
 from clipad_sklearn._cli.main import main
+from clipad_sklearn.metrics import IMAGE_METRICS, PIXEL_METRICS
 
 FAST = ["--clip", "tiny", "--draws", "100"]
 TABLES = ("results.json", "results.csv", "results.md")

@@ -19,7 +19,7 @@ from trees import (
 )
 
 from clipad_sklearn import SDPPlusDetector, metrics, plotting
-from clipad_sklearn._images import read_mask
+from clipad_sklearn._masks import mask_pixels
 from clipad_sklearn.datasets import (
     load_image_folder,
     load_mvtec_ad,
@@ -273,7 +273,7 @@ def test_masks_fit_detectors_and_metrics(visa: Path) -> None:
     coefs = detector.fit(data.images, data.masks).coefs_
     detector.fit(data.frame["image"], data.frame["mask"])
     np.testing.assert_array_equal(detector.coefs_, coefs)
-    masks = [None if mask is None else read_mask(mask) for mask in data.masks]
+    masks = [None if mask is None else mask_pixels(mask) for mask in data.masks]
     detector.fit(data.images, masks)
     np.testing.assert_array_equal(detector.coefs_, coefs)
     maps = detector.anomaly_maps(data.images)

@@ -1,0 +1,135 @@
+"""Masks: which pixels are anomalous, by one rule for all that take masks."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._errors import ImageReadError
+from ._images import image_name, is_pil, opened
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def mask_pixels(mask: Any) -> np.ndarray:
+    """Return which pixels of a mask are anomalous, as bool (height, width).
+
+    `mask` is an array of 0 and 1, 0 and 255 or bool; or a path or a `PIL.Image`, in
+    which anomalous pixels are above 0. Raises ValueError with a short reason.
+    """
+    if isinstance(mask, (str, bytes, os.PathLike)) or is_pil(mask):
+        return opened(mask, _above_zero)
+    mask = np.asarray(mask)
+    if mask.ndim != 2 or mask.size == 0:
+        raise ValueError(f"array of shape {mask.shape}: expected (height, width)")
+    if mask.dtype == np.bool_:
+        return mask
+    if not (np.isin(mask, (0, 1)).all() or np.isin(mask, (0, 255)).all()):
+        raise ValueError(
+            "values other than 0 and 1, or 0 and 255; pass `mask > 0` if anything "
+            "above 0 is anomalous"
+        )
+    return mask > 0
+
+
+def numbered_mask(index: int, mask: Any) -> np.ndarray:
+    """As `mask_pixels`, with an error that says which mask of a list it is."""
+    try:
+        return mask_pixels(mask)
+    except ValueError as error:
+        is_path = isinstance(mask, (str, os.PathLike))
+        name = f", {image_name(mask)}" if is_path else ""
+        raise ValueError(f"Mask {index}{name}: {error}.") from error
+
+
+def resized_mask(mask: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
+    """Resize a mask of bool to (height, width).
+
+    `how` is ``"nearest"``, or ``"bilinear"`` for what is anomalous by half and more.
+    """
+    from PIL import Image
+
+    image = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    resample = Image.Resampling[how.upper()]
+    return np.asarray(image.resize(size[::-1], resample)) > 127
+
+
+class ResizedMasks:
+    """Masks of many images at the size of a model's input, one bit per pixel.
+
+    Parameters
+    ----------
+    masks : sequence of path, PIL.Image, array or None
+        One mask for each image, None for an image without anomaly.
+    n_images : int
+        Number of images.
+    size : (int, int)
+        Height and width of the model's input.
+
+    Attributes
+    ----------
+    sizes : list of (int, int) or None
+        Height and width of each mask as given.
+
+    Raises
+    ------
+    ImageReadError
+        If masks cannot be read; it names all of them.
+    ValueError
+        If `masks` is no such sequence, or no mask has an anomalous pixel.
+    """
+
+    def __init__(self, masks: Any, n_images: int, size: tuple[int, int]) -> None:
+        if isinstance(masks, (str, bytes)) or not hasattr(masks, "__len__"):
+            raise ValueError(
+                f"masks={masks!r}: expected a sequence with one mask for each image, "
+                "None for an image without anomaly."
+            )
+        if len(masks) != n_images:
+            raise ValueError(
+                f"There are {len(masks)} masks, but X has {n_images} images."
+            )
+        self.size = size
+        self.sizes: list[tuple[int, int] | None] = []
+        self._bits: list[np.ndarray | None] = []
+        failures = []
+        for index, mask in enumerate(masks):
+            if mask is None:
+                self._bits.append(None)
+                self.sizes.append(None)
+                continue
+            try:
+                pixels = mask_pixels(mask)
+            except ValueError as error:
+                failures.append((index, f"mask {image_name(mask)}", str(error)))
+                continue
+            self._bits.append(np.packbits(resized_mask(pixels, size, "bilinear")))
+            self.sizes.append(pixels.shape)
+        if failures:
+            raise ImageReadError(failures)
+        if not any(bits is not None and bits.any() for bits in self._bits):
+            raise ValueError(
+                "No mask has an anomalous pixel (at the size of the model's input), so "
+                "there is nothing to learn from."
+            )
+
+    def load(self, batch: np.ndarray) -> np.ndarray:
+        """Return the masks of some images, (n, height, width) of 0.0 and 1.0."""
+        masks = np.zeros((len(batch), self.size[0] * self.size[1]), dtype=np.float32)
+        for row, index in enumerate(batch):
+            bits = self._bits[index]
+            if bits is not None:
+                masks[row] = np.unpackbits(bits, count=masks.shape[1])
+        return masks.reshape(len(batch), *self.size)
+
+
+def _above_zero(image: Image.Image) -> np.ndarray:
+    # Numbers as they are in the file: 0 and 1, labels from 1 on, or 0 and 255.
+    pixels = np.asarray(image)
+    if pixels.ndim == 3:
+        seen = [k for k, band in enumerate(image.getbands()) if band not in "Aa"]
+        pixels = pixels[..., seen].max(axis=2)
+    return pixels > 0
