@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from clipad_sklearn import OpenCLIP
+from clipad_sklearn._clip.models import load
 from clipad_sklearn._clip.settings import check_clip
 from clipad_sklearn._images import open_image
 
@@ -63,7 +64,7 @@ def main() -> None:
 
 def measure(clip: OpenCLIP, name: str, paths: list[str], runs: int, cores: int) -> None:
     clip.set_params(device="cpu", embedding_cache=None)
-    model = clip._model()
+    model = load(clip)
     transform = model.transform(clip.resize)
     size = clip.batch_size
 

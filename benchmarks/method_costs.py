@@ -22,6 +22,7 @@ from clipad_sklearn import (
     WinCLIPDetector,
     random_word_prompts,
 )
+from clipad_sklearn._clip.models import load
 from clipad_sklearn._clip.settings import check_clip
 from clipad_sklearn.datasets import make_defect_images
 
@@ -69,7 +70,7 @@ def main() -> None:
     normal, anomalous = random_word_prompts(N_PAIRS, random_state=0)
     cost = passes(lambda: clip.encode_text(normal + anomalous), N_PAIRS / 10_000)
     print(f"20,000 random-word prompts: {cost}")
-    width = clip._model().embedding_width
+    width = load(clip).embedding_width
     X = np.random.default_rng(0).normal(size=(20_000, width)).astype(np.float32)
     network = FeedForwardClassifier(n_epochs=1, random_state=0)
     cost = passes(lambda: network.fit(X, np.repeat([1, -1], 10_000)), 1 / 5)

@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from clipad_sklearn import OpenCLIP, PromptDetector
 from clipad_sklearn._cli.benchmark_run import read_mask
+from clipad_sklearn._clip.encoding import pixel_batches
+from clipad_sklearn._clip.models import load
 from clipad_sklearn.datasets import load_mvtec_ad
 from clipad_sklearn.metrics import auroc, pro
 from training.model import encode_image_tokens
@@ -33,7 +35,7 @@ def main() -> None:
     parser.add_argument("categories", nargs="+")
     arguments = parser.parse_args()
     clip = OpenCLIP("tiny")
-    model = clip._model().model
+    model = load(clip).model
     anomalous, normal = PromptDetector(clip).fit().prototypes_[0]
     direction = torch.from_numpy((anomalous - normal).astype(np.float32))
     size = (IMAGE_SIZE, IMAGE_SIZE)
@@ -42,7 +44,7 @@ def main() -> None:
         data = load_mvtec_ad(arguments.root, category)
         maps: list[np.ndarray] = []
         with torch.inference_mode():
-            for pixels, _ in clip._pixel_batches(data.images):
+            for pixels, _ in pixel_batches(clip, data.images):
                 scores = encode_image_tokens(model, pixels)[1] @ direction
                 side = round(scores.shape[1] ** 0.5)
                 grid = scores.view(-1, 1, side, side)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from clipad_sklearn import OpenCLIP, SDPDetector
+from clipad_sklearn._clip.models import load
 
 N_IMAGES = 4
 REPETITIONS = 5
@@ -28,7 +29,7 @@ def seconds(run: Callable[[], Any]) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     clip = OpenCLIP("ViT-B-16-plus-240", "random")
-    model = clip._model()
+    model = load(clip)
     detector = SDPDetector(clip, prompts="clip-ac").fit()
     pixels = torch.randn((N_IMAGES, 3, *model.model.visual.image_size))
     runs: dict[str, Callable[[], Any]] = {

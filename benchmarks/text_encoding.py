@@ -20,11 +20,12 @@ import numpy as np
 import torch
 
 from clipad_sklearn import OpenCLIP, random_word_prompts
+from clipad_sklearn._clip.models import load
 from clipad_sklearn._clip.settings import check_clip
 
 
 def plain(clip: OpenCLIP, tokens: torch.Tensor) -> np.ndarray:
-    model = clip._model().model
+    model = load(clip).model
     with torch.inference_mode():
         batches = [
             model.encode_text(batch, normalize=True).numpy()
@@ -36,7 +37,7 @@ def plain(clip: OpenCLIP, tokens: torch.Tensor) -> np.ndarray:
 def ours(
     clip: OpenCLIP, tokens: torch.Tensor, batches: list[tuple[np.ndarray, int]]
 ) -> np.ndarray:
-    encode = clip._model().encode_tokens
+    encode = load(clip).encode_tokens
     return np.concatenate([encode(tokens[rows], shared) for rows, shared in batches])
 
 
@@ -57,12 +58,12 @@ def main() -> None:
     clip = check_clip(arguments.clip).set_params(device="cpu", embedding_cache=None)
     pairs = random_word_prompts(-(-arguments.prompts // 2), random_state=0)
     prompts = [prompt for pair in zip(*pairs, strict=True) for prompt in pair]
-    tokenize = clip._model().tokenize
+    tokenize = load(clip).tokenize
     times = []
     for _ in range(arguments.runs):
         tokenizing = timed(lambda: tokenize(prompts))
         tokens = tokenizing[-1]
-        grouping = timed(lambda t=tokens: clip._model().text_batches(t, 32))
+        grouping = timed(lambda t=tokens: load(clip).text_batches(t, 32))
         batches = grouping[-1][:: arguments.every]
         rows = np.concatenate([rows for rows, _ in batches])
         base = timed(lambda t=tokens[rows]: plain(clip, t))

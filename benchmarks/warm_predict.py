@@ -24,7 +24,7 @@ from clipad_sklearn._clip.settings import check_clip
 warnings.simplefilter("ignore", UserWarning)
 clip = check_clip(sys.argv[1]).set_params(embedding_cache=sys.argv[2])
 detector = make_pipeline(CLIPImageEncoder(clip), PromptDetector(clip)).fit(None)
-clip._model().identity
+load(clip).identity
 paths = list_images(sys.argv[3])
 start, cpu = time.perf_counter(), time.process_time()
 detector.predict(paths)
@@ -33,6 +33,7 @@ print(time.perf_counter() - start, time.process_time() - cpu)
 _HASH = """
 import hashlib, sys, time
 from clipad_sklearn import list_images
+from clipad_sklearn._clip.models import load
 
 paths = list_images(sys.argv[3])
 start, cpu = time.perf_counter(), time.process_time()

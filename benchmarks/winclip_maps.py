@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from clipad_sklearn import OpenCLIP, PromptDetector, WinCLIPDetector
+from clipad_sklearn._clip.models import load
 from clipad_sklearn._detectors.maps import upsampled
 from clipad_sklearn._detectors.winclip import window_patches
 
@@ -26,7 +27,7 @@ REPETITIONS = 3
 
 @torch.inference_mode()
 def plain_maps(detector: Any, pixels: torch.Tensor) -> np.ndarray:
-    visual = detector.clip._model().model.visual
+    visual = load(detector.clip).model.visual
     rows, columns = visual.grid_size
     maps = []
     for image in pixels:
@@ -86,7 +87,7 @@ def main() -> None:
     clip = OpenCLIP("ViT-B-16-plus-240", "random")
     scorer = PromptDetector(clip, prompts="clip-ac")
     detector = WinCLIPDetector(clip, scorer=scorer, window_sizes=SIZES).fit()
-    visual = clip._model().model.visual
+    visual = load(clip).model.visual
     size = visual.image_size
     pixels = torch.randn(
         (N_IMAGES, 3, *size), generator=torch.Generator().manual_seed(0)

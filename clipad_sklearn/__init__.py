@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._clip.image_encoder import CLIPImageEncoder
-    from ._clip.settings import OpenCLIP, clear_models
+    from ._clip.models import clear_models
+    from ._clip.settings import OpenCLIP
     from ._detectors.calibration import calibrate_threshold
     from ._detectors.feed_forward import FeedForwardClassifier
     from ._detectors.fusion import FusionDetector
@@ -40,7 +41,7 @@ _MODULES = {
     "WeightsNotFound": "_errors",
     "WinCLIPDetector": "_detectors.winclip",
     "calibrate_threshold": "_detectors.calibration",
-    "clear_models": "_clip.settings",
+    "clear_models": "_clip.models",
     "list_images": "_images",
     "random_word_prompts": "_prompts",
     "score_images": "_score_images",

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._fork import at_fork
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -171,13 +173,12 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 _load_locks = [threading.Lock() for _ in range(64)]
 
 
-def _after_fork() -> None:
+def _new_locks() -> None:
     # Other threads of the parent may have held some.
     _load_locks[:] = [threading.Lock() for _ in _load_locks]
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+at_fork(in_child=_new_locks)
 
 
 def open_image(image: Any) -> Image.Image:

@@ -21,6 +21,7 @@ import joblib
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch
 
+from ._clip.models import load
 from ._clip.settings import check_clip
 from ._images import check_images
 from ._score_rows import (
@@ -405,7 +406,7 @@ def _score_partition(
 
 
 def _weights(detector: Pipeline) -> str:
-    return check_clip(detector[0].clip)._model().identity
+    return load(check_clip(detector[0].clip)).identity
 
 
 def _state(files: list[str]) -> str:

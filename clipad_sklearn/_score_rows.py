@@ -10,6 +10,7 @@ from scipy.special import expit
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 
+from ._clip.encoding import encode_images
 from ._clip.image_encoder import CLIPImageEncoder
 from ._clip.settings import check_clip
 from ._detectors.base import BaseDetector
@@ -42,7 +43,7 @@ def score_readable(
     of the others; and position, name and reason of the failures.
     """
     clip = check_clip(detector[0].clip)
-    embeddings, failures = clip._encode_images(images, "nan")
+    embeddings, failures = encode_images(clip, images, "nan")
     readable = np.isfinite(embeddings).all(axis=1)
     margins = np.full(len(embeddings), np.nan)
     features = embeddings[readable]

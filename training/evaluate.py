@@ -24,6 +24,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
 from clipad_sklearn import OpenCLIP, PromptDetector, RandomWordDetector
+from clipad_sklearn._clip.models import load
 from clipad_sklearn._prompts import random_word_prompts
 from clipad_sklearn.datasets._defect_images import (
     NOUNS,
@@ -298,7 +299,7 @@ def right_and_wrong_names(
 @torch.no_grad()
 def maps(clip: OpenCLIP, samples: Sequence[Sample]) -> dict[str, float]:
     """Pixel AUROC of patch tokens and of 2 x 2 windows, pooled in each family."""
-    model = clip._model().model
+    model = load(clip).model
     normal, anomalous = (
         torch.from_numpy(clip.encode_text([f"a photo of a {state} object."]))
         for state in ("normal", "damaged")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .._clip.models import load
 from .._clip.settings import check_clip
 from .benchmark_run import Settings, run_benchmark, write_text
 from .benchmark_tables import COLUMNS, as_csv, as_markdown, compare, table
@@ -38,8 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         clip.set_params(**{k: v for k, v in given.items() if v is not None})
         # Without a cache times are whole, and a resumed run encodes the same batches.
         clip.set_params(embedding_cache=None)
-        clip._check_settings()
-        weights = clip._model().identity
+        weights = load(clip).identity
     out = Path(arguments.out)
     about = {"clip": clip.get_params(), "weights": weights, "versions": versions()}
     results = run_benchmark(settings, about, clip, out)

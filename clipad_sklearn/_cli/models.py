@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .._clip.settings import OpenCLIP, check_clip, clear_models
+from .._clip.models import LEAST_COSINE, clear_models, load
+from .._clip.settings import OpenCLIP, check_clip
 from .output import UsageError, as_usage_error
 
 _SECONDS = 3.0  # of measuring, for each precision
-# The same as for precision="auto" of OpenCLIP.
-_LEAST_COSINE = 0.9999
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -77,9 +76,9 @@ def _time(clip: OpenCLIP) -> None:
     import torch
 
     with as_usage_error():
-        device = clip._model().device
+        device = load(clip).device
         precisions = ["fp32", "bf16"] + ["fp16"] * device.startswith("cuda")
-        size = clip._model().preprocess_cfg["size"]
+        size = load(clip).preprocess_cfg["size"]
     height, width = (size, size) if isinstance(size, int) else size
     noise = torch.Generator().manual_seed(0)
     pixels = torch.randn((clip.batch_size, 3, height, width), generator=noise)
@@ -88,7 +87,7 @@ def _time(clip: OpenCLIP) -> None:
     best = ("fp32", np.inf)
     for precision in precisions:
         clear_models()  # so that memory holds one at a time
-        model = OpenCLIP(**clip.get_params() | {"precision": precision})._model()
+        model = load(OpenCLIP(**clip.get_params() | {"precision": precision}))
         embeddings = model.encode_pixels(pixels)  # the first call is slower
         exact = embeddings if exact is None else exact
         cosine = float((exact * embeddings).sum(axis=1).min())
@@ -99,10 +98,10 @@ def _time(clip: OpenCLIP) -> None:
             times.append(time.perf_counter() - start)
         duration = float(np.median(times)) / clip.batch_size * 1000
         print(f"  {precision}: {duration:.2f} ms per image, cosine {cosine:.6f}")
-        if cosine >= _LEAST_COSINE and duration < best[1]:
+        if cosine >= LEAST_COSINE and duration < best[1]:
             best = (precision, duration)
     print(
         f"Recommended: OpenCLIP(..., precision={best[0]!r}), or --precision {best[0]} "
         f"of `clipad score`, the fastest whose cosine to fp32 is at least "
-        f"{_LEAST_COSINE}."
+        f"{LEAST_COSINE}."
     )

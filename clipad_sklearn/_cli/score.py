@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.pipeline import Pipeline, make_pipeline
 
+from .._clip.encoding import encode_images
 from .._clip.image_encoder import CLIPImageEncoder
 from .._clip.settings import check_clip
 from .._detectors.base import BaseDetector
@@ -348,7 +349,7 @@ def _calibrate(
     of_folder = [1, *[-1] * (len(folders) - 1)]
     labels = np.repeat(of_folder, [len(folder) for folder in folders])
     with as_usage_error():
-        embeddings, failures = clip._encode_images(paths, "nan")
+        embeddings, failures = encode_images(clip, paths, "nan")
         _say_failures(failures)
         readable = np.isfinite(embeddings).all(axis=1)
         if len(np.unique(labels[readable])) < min(len(folders), 2):

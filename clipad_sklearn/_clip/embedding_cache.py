@@ -19,6 +19,8 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .._fork import at_fork
+
 Embedding: TypeAlias = NDArray[np.float32]
 Result = TypeVar("Result")
 
@@ -569,10 +571,5 @@ def _after_fork() -> None:
     _memory_lock.release()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork,
-        after_in_child=_after_fork,
-    )
+at_fork(before=_before_fork, in_parent=_after_fork, in_child=_after_fork)
 atexit.register(_close_all)

@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
 
+from .models import n_features
 from .settings import OpenCLIP, check_clip
 
 
@@ -146,7 +147,7 @@ class CLIPImageEncoder(TransformerMixin, BaseEstimator):
             If this process has not encoded anything with this CLIP yet: how many
             features there are is known once the weights are loaded.
         """
-        width = check_clip(self.clip)._n_features()
+        width = n_features(check_clip(self.clip))
         if width is None:
             raise NotFittedError(
                 "The number of features is known once the weights are loaded: encode "

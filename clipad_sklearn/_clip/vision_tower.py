@@ -82,7 +82,7 @@ class VisionTower:
         ]
         per_image = sum(index.numel() for index in indices)
         n_images = max(1, max_tokens // per_image)
-        with self.model._inference():
+        with self.model.inference():
             outputs = []
             for some in pixels.split(n_images):
                 tokens = self._embed(some)
@@ -108,7 +108,7 @@ class VisionTower:
                     x = block(x)
                 sequences.append(x)
         return torch.cat(
-            [self._pool(x).unflatten(0, (n_images, -1)) for x in sequences], dim=1
+            [self.pool(x).unflatten(0, (n_images, -1)) for x in sequences], dim=1
         )
 
     def _run_packed(
@@ -136,9 +136,9 @@ class VisionTower:
                 projected = project(block, x)
             last = only_class and number == len(self.blocks)
             attended = [
-                _attend(block, rows.view(count, length, -1), class_only=last).flatten(
-                    0, 1
-                )
+                self_attend(
+                    block, rows.view(count, length, -1), class_only=last
+                ).flatten(0, 1)
                 for rows, (count, length) in zip(
                     projected.split([count * length for count, length in shapes]),
                     shapes,
@@ -181,7 +181,7 @@ class VisionTower:
         waiting: torch.Tensor | None = None
         for number, block in enumerate(self.blocks, 1):
             projected = project(block, x)
-            attended = out(block, _attend(block, projected))
+            attended = out(block, self_attend(block, projected))
             if waiting is not None:
                 # The published code keeps a reference to the stream, to which the
                 # next block adds its attention in place.
@@ -190,7 +190,7 @@ class VisionTower:
             if number > ends[-1]:
                 return
             values = projected.chunk(3, dim=-1)[2]
-            path = out(block, _attend(block, torch.cat([values] * 3, dim=-1)))
+            path = out(block, self_attend(block, torch.cat([values] * 3, dim=-1)))
             surgery = path if surgery is None else surgery + path
             x = add_mlp(block, x + attended)
             if number in ends:
@@ -218,10 +218,10 @@ class VisionTower:
         texts = torch.from_numpy(prototypes.astype(np.float32)).to(self.model.device)
         surgeries: list[torch.Tensor] = []
         trained: list[torch.Tensor] = []
-        with self.model._inference():
+        with self.model.inference():
             for surgery, original in self.stages(pixels, ends, alias_compat):
                 patches = self._project_patches(surgery)
-                image = functional.normalize(self._pool(original).float(), dim=-1)
+                image = functional.normalize(self.pool(original).float(), dim=-1)
                 # Differences between cosines are too small for half precision.
                 with torch.autocast(self.model.device.split(":")[0], enabled=False):
                     weights = (texts @ image.unsqueeze(2)).softmax(dim=1)
@@ -243,7 +243,7 @@ class VisionTower:
         self, pixels: torch.Tensor, ends: Sequence[int], alias_compat: bool
     ) -> np.ndarray:
         """Patch tokens (n_images, n_stages, n_patches, width) for trained layers."""
-        with self.model._inference():
+        with self.model.inference():
             stages = self.stages(pixels, ends, alias_compat)
             tokens = [original[:, 1:].float().cpu() for _, original in stages]
         return torch.stack(tokens, dim=1).numpy()
@@ -270,7 +270,7 @@ class VisionTower:
         tokens = torch.cat([first, patches], dim=1)
         return visual.ln_pre(tokens + visual.positional_embedding.to(tokens.dtype))
 
-    def _pool(self, tokens: torch.Tensor) -> torch.Tensor:
+    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
         visual = self.visual
 
         def pool(x: torch.Tensor) -> torch.Tensor:
@@ -285,7 +285,7 @@ class VisionTower:
         return pooled if visual.proj is None else pooled @ visual.proj
 
 
-def _attend(
+def self_attend(
     block: Any, projected: torch.Tensor, class_only: bool = False
 ) -> torch.Tensor:
     """Attention from (n, length, 3 x width), before the output projection."""

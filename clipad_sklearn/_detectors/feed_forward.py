@@ -15,12 +15,14 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .. import _fork  # noqa: F401  (processes forked later)
+from .._fork import one_thread_in_children
 from .._progress import progress_bar
 from .._validation import all_or_nothing
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
+
+one_thread_in_children()
 
 # Rows per matrix product in prediction: bounds the float64 intermediates.
 _CHUNK = 1024

@@ -10,6 +10,8 @@ import numpy as np
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from .._clip.encoding import pixel_batches
+from .._clip.models import check_settings, load
 from .._clip.settings import OpenCLIP, check_clip
 from .._images import check_images
 from .base import ClassNameDetector
@@ -119,7 +121,7 @@ class MapDetector(ClassNameDetector):
         check_is_fitted(self)
         images = check_images(X)
         clip = check_clip(self.clip)
-        clip._check_settings()
+        check_settings(clip)
         size = _check_size(size, clip)
         if class_name is not None and not isinstance(class_name, str):
             class_name = names_of_images(class_name, len(images))
@@ -163,7 +165,7 @@ class MapDetector(ClassNameDetector):
         class_name: str | list[str] | None,
     ) -> Iterator[np.ndarray]:
         start = 0
-        for pixels, image_sizes in clip._pixel_batches(images):
+        for pixels, image_sizes in pixel_batches(clip, images):
             names = class_name
             if isinstance(class_name, list):
                 names = class_name[start : start + len(image_sizes)]
@@ -173,7 +175,7 @@ class MapDetector(ClassNameDetector):
                 some = names[part] if isinstance(names, list) else names
                 return self._model_maps(pixels[part], some)
 
-            maps = clip._model().within_memory("maps", len(pixels), maps_of)
+            maps = load(clip).within_memory("maps", len(pixels), maps_of)
             for anomaly_map, image_size in zip(maps, image_sizes, strict=True):
                 if isinstance(size, tuple):
                     yield _resized(anomaly_map, size)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
+from .._clip.models import load
 from .._clip.settings import OpenCLIP, check_clip
 from .._images import check_images
 from .._prompts import PromptSet
@@ -271,9 +272,7 @@ class SDPDetector(MapDetector):
     def _tower(self) -> Any:
         from .._clip.vision_tower import VisionTower
 
-        clip = check_clip(self.clip)
-        clip._check_settings()
-        tower = VisionTower(clip._model())
+        tower = VisionTower(load(check_clip(self.clip)))
         tower.check_dual_path()
         return tower
 

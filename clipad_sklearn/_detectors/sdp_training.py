@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._clip.encoding import pixel_batches
 from .._clip.settings import OpenCLIP
 from .._progress import progress_bar
 from .maps import interpolation
@@ -68,7 +69,7 @@ class PatchTokens:
     def _computed(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         start = 0
         images = [self.images[i] for i in order]
-        for pixels, sizes in self.clip._pixel_batches(images, order):
+        for pixels, sizes in pixel_batches(self.clip, images, order):
             batch = order[start : start + len(sizes)]
             start += len(sizes)
             for index, size in zip(batch, sizes, strict=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.base import clone
 
+from .._clip.models import load
 from .._clip.settings import OpenCLIP, check_clip
 from .._images import check_images
 from .._validation import all_or_nothing
@@ -164,7 +165,7 @@ class WinCLIPDetector(MapDetector):
         X = None if X is None else check_images(X)
         embeddings = None if X is None else clip.encode_image(X)
         self.scorer_ = fit_named(clone(scorer), embeddings, class_name)
-        width = clip._model().embedding_width
+        width = load(clip).embedding_width
         expected = getattr(self.scorer_, "n_features_in_", width)
         if expected != width:
             raise ValueError(
@@ -236,8 +237,7 @@ def harmonic_maps(
 def _tower(clip: OpenCLIP) -> Any:
     from .._clip.vision_tower import VisionTower
 
-    clip._check_settings()
-    return VisionTower(clip._model())
+    return VisionTower(load(clip))
 
 
 def _check_window_sizes(

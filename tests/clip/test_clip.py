@@ -29,7 +29,8 @@ from clipad_sklearn import (
     clear_models,
 )
 from clipad_sklearn._clip.loaded_model import LoadedModel
-from clipad_sklearn._clip.settings import TINY, check_clip
+from clipad_sklearn._clip.models import TINY, load
+from clipad_sklearn._clip.settings import check_clip
 
 TEXTS = [
     "a",
@@ -46,7 +47,7 @@ DEAD_PROXY = "http://127.0.0.1:9"
 
 def _stock(clip: OpenCLIP) -> tuple[Any, Any]:
     """The same model and tokenizer, as open_clip itself uses them."""
-    loaded = clip._model()
+    loaded = load(clip)
     return loaded.model, loaded.tokenizer
 
 
@@ -73,7 +74,7 @@ class TestAgainstOpenCLIP:
         np.testing.assert_allclose(backwards, expected, atol=1e-5)
 
     def test_image_crop(self, clip: OpenCLIP, photos: list[np.ndarray]) -> None:
-        loaded = clip._model()
+        loaded = load(clip)
         mean, std = loaded.preprocess_cfg["mean"], loaded.preprocess_cfg["std"]
         size = loaded.preprocess_cfg["size"]
         transform = open_clip.image_transform(size, is_train=False, mean=mean, std=std)
@@ -123,7 +124,7 @@ class TestCache:
         self, monkeypatch: pytest.MonkeyPatch, cache: str | None
     ) -> None:
         clip = OpenCLIP("tiny", embedding_cache=cache)
-        clip._model()
+        load(clip)
         rows = _count(monkeypatch, "encode_tokens")
         texts = [f"duplicate {i % 7} {cache}" for i in range(50)]
         first = clip.encode_text(texts)
@@ -135,7 +136,7 @@ class TestCache:
         self, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, tmp_path: Path
     ) -> None:
         clip = OpenCLIP("tiny", batch_size=2)
-        clip._model()
+        load(clip)
         picture = rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)
         for name in ("a.png", "b.png"):
             Image.fromarray(picture).save(tmp_path / name)
@@ -232,9 +233,9 @@ class TestLoading:
         np.testing.assert_allclose(cached.encode_text(TEXTS), expected, atol=1e-6)
 
     def test_folder_brings_its_preprocessing(self, checkpoint_folder: Path) -> None:
-        loaded = OpenCLIP(str(checkpoint_folder / "clip"))._model()
+        loaded = load(OpenCLIP(str(checkpoint_folder / "clip")))
         assert tuple(loaded.preprocess_cfg["mean"]) == (0.5, 0.4, 0.3)
-        bare = OpenCLIP("ViT-B-32", str(checkpoint_folder / "b32.pt"))._model()
+        bare = load(OpenCLIP("ViT-B-32", str(checkpoint_folder / "b32.pt")))
         assert bare.preprocess_cfg["mean"][0] == pytest.approx(0.48145466)
 
     def test_random_weights_are_reproducible_and_leave_the_seed_alone(self) -> None:
@@ -293,7 +294,7 @@ def short_memory() -> Iterator[list[int]]:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     clear_models()
-    loaded = OpenCLIP("tiny", embedding_cache=None)._model()
+    loaded = load(OpenCLIP("tiny", embedding_cache=None))
     assert loaded.embedding_width == 128
     model = loaded.model
     hooks = [
@@ -341,7 +342,7 @@ class TestShortMemory:
 
     def test_not_even_one(self, photos: list[np.ndarray]) -> None:
         clear_models()
-        model = self.clip._model().model
+        model = load(self.clip).model
         error = torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
         def refuse(module: Any, arguments: Any) -> None:
@@ -404,12 +405,12 @@ class TestErrors:
             ValueError,
             match="truncated, damaged, not a checkpoint, or one of another model",
         ):
-            OpenCLIP("ViT-B-32", str(checkpoint_folder / name))._model()
+            load(OpenCLIP("ViT-B-32", str(checkpoint_folder / name)))
 
     def test_checkpoint_of_another_model(self, checkpoint_folder: Path) -> None:
         clip = OpenCLIP("ViT-B-16", str(checkpoint_folder / "b32.safetensors"))
         with pytest.raises(ValueError, match="does not fit the model 'ViT-B-16'"):
-            clip._model()
+            load(clip)
 
     def test_vocabulary_that_does_not_fit(self, tmp_path: Path) -> None:
         """tiny without its merges file gets open_clip's vocabulary of 49,408."""
@@ -421,18 +422,18 @@ class TestErrors:
         weights = Path(TINY, "open_clip_model.safetensors").read_bytes()
         (tmp_path / "open_clip_model.safetensors").write_bytes(weights)
         with pytest.raises(ValueError, match="do not belong together"):
-            OpenCLIP(str(tmp_path))._model()
+            load(OpenCLIP(str(tmp_path)))
 
     def test_folders_that_are_no_clip(self, tmp_path: Path) -> None:
         with pytest.raises(WeightsNotFound, match=r"no open_clip_config\.json there"):
-            OpenCLIP(str(tmp_path))._model()
+            load(OpenCLIP(str(tmp_path)))
         (tmp_path / "open_clip_config.json").write_text("{")
         with pytest.raises(ValueError, match="not a valid open_clip config"):
-            OpenCLIP(str(tmp_path))._model()
+            load(OpenCLIP(str(tmp_path)))
         config = Path(TINY, "open_clip_config.json").read_text()
         (tmp_path / "open_clip_config.json").write_text(config)
         with pytest.raises(WeightsNotFound, match=r"clip=\"tiny\""):
-            OpenCLIP(str(tmp_path))._model()
+            load(OpenCLIP(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -502,11 +503,9 @@ def test_cached_embeddings_are_of_this_architecture(
 
 
 def test_equal_settings_share_one_model() -> None:
-    model = OpenCLIP("tiny")._model()
-    assert OpenCLIP("tiny", precision="fp32")._model() is model or (
-        model.device != "cpu"
-    )
-    assert OpenCLIP("tiny", device=model.device)._model() is model
+    model = load(OpenCLIP("tiny"))
+    assert load(OpenCLIP("tiny", precision="fp32")) is model or (model.device != "cpu")
+    assert load(OpenCLIP("tiny", device=model.device)) is model
 
 
 def test_a_folder_named_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ from clipad_sklearn import (
 )
 from clipad_sklearn._clip.embedding_cache import open_cache
 from clipad_sklearn._clip.loaded_model import LoadedModel
+from clipad_sklearn._clip.models import load
 from clipad_sklearn.model_selection import ZeroShotSplit
 
 FAST = {"n_pairs": 100, "classifier": LogisticRegression(), "random_state": 0}
@@ -47,7 +48,7 @@ FAST = {"n_pairs": 100, "classifier": LogisticRegression(), "random_state": 0}
 
 @pytest.fixture
 def embeddings(rng: np.random.Generator) -> np.ndarray:
-    width = OpenCLIP("tiny")._model().embedding_width
+    width = load(OpenCLIP("tiny")).embedding_width
     X = rng.standard_normal((60, width)).astype(np.float32)
     return X / np.linalg.norm(X, axis=1, keepdims=True)
 
@@ -546,7 +547,7 @@ class TestGridSearch:
         cache.clear()
         texts = _count(monkeypatch, "encode_tokens")
         images = _count(monkeypatch, "encode_pixels")
-        OpenCLIP("tiny")._model()
+        load(OpenCLIP("tiny"))
         texts.clear()
         y = [1, -1] * 6
         search = GridSearchCV(pipeline, self.GRID, cv=ZeroShotSplit())

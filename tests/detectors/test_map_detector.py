@@ -26,6 +26,7 @@ from clipad_sklearn import (
     calibrate_threshold,
     metrics,
 )
+from clipad_sklearn._clip.models import load
 from clipad_sklearn._clip.vision_tower import VisionTower
 from clipad_sklearn._detectors.maps import interpolation, upsampled
 from clipad_sklearn._detectors.winclip import window_patches
@@ -88,7 +89,7 @@ class TestMaps:
         assert isinstance(maps, list)
         assert [m.shape for m in maps] == [photo.shape[:2] for photo in photos]
         of_model = detector.anomaly_maps(photos, size="model")
-        side = OpenCLIP("tiny")._model().preprocess_cfg["size"]
+        side = load(OpenCLIP("tiny")).preprocess_cfg["size"]
         side = (side, side) if isinstance(side, int) else tuple(side)
         assert of_model.shape == (len(photos), *side)
         assert detector.anomaly_maps(photos, size=(7, 30)).shape == (12, 7, 30)
@@ -152,7 +153,7 @@ class TestMaps:
             np.testing.assert_allclose(maps, expected, atol=1e-5)
 
     def test_the_model_is_left_alone(self, kind: str, photos: list[np.ndarray]) -> None:
-        visual = OpenCLIP("tiny")._model().model.visual
+        visual = load(OpenCLIP("tiny")).model.visual
         before = {name: value.clone() for name, value in visual.state_dict().items()}
         fitted(kind).anomaly_maps(photos[:2])
         for module in visual.modules():
@@ -297,7 +298,7 @@ TOWERS = {
 def test_the_whole_grid_as_one_window_is_the_image(
     vision: dict[str, Any], small_clip: Callable[..., OpenCLIP]
 ) -> None:
-    model = small_clip(**vision)._model()
+    model = load(small_clip(**vision))
     tower = VisionTower(model)
     pixels = torch.randn((3, 3, *tower.input_size))
     whole = window_patches(tower.grid, tower.grid)
@@ -323,7 +324,7 @@ def test_sdp_on_every_tower(
             detector.fit()
         return
     maps = detector.fit().anomaly_maps(photos[:2], size="model")
-    assert maps.shape[1:] == VisionTower(clip._model()).input_size
+    assert maps.shape[1:] == VisionTower(load(clip)).input_size
 
 
 def test_sdp_refuses_attention_pooling(small_clip: Callable[..., OpenCLIP]) -> None:

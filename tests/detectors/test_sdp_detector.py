@@ -14,14 +14,15 @@ from sklearn.model_selection import GridSearchCV
 
 from clipad_sklearn import OpenCLIP, PromptDetector, SDPDetector, clear_models
 from clipad_sklearn._clip.blocks import project
-from clipad_sklearn._clip.vision_tower import VisionTower, _attend
+from clipad_sklearn._clip.models import load
+from clipad_sklearn._clip.vision_tower import VisionTower, self_attend
 from clipad_sklearn._detectors.sdp import stage_ends
 from clipad_sklearn.metrics import get_scorer
 from clipad_sklearn.model_selection import ZeroShotSplit
 
 
 def _pixels(clip: OpenCLIP, images: list[np.ndarray]) -> torch.Tensor:
-    transform = clip._model().transform("squash")
+    transform = load(clip).transform("squash")
     return torch.stack([transform(Image.fromarray(image)) for image in images])
 
 
@@ -62,7 +63,7 @@ def test_every_stage_of_large_models(name: str, photos: list[np.ndarray]) -> Non
 def _compare_stages(
     clip: OpenCLIP, photos: list[np.ndarray], alias_compat: bool, layers: Any
 ) -> None:
-    tower = VisionTower(clip._model())
+    tower = VisionTower(load(clip))
     ends = stage_ends(layers, tower.depth)
     pixels = _pixels(clip, photos[:2])
     rng = np.random.default_rng(1)
@@ -83,16 +84,16 @@ def _compare_stages(
 
 def test_original_path_is_the_forward_pass(photos: list[np.ndarray]) -> None:
     clip = OpenCLIP("tiny")
-    model = clip._model()
+    model = load(clip)
     tower = VisionTower(model)
     pixels = _pixels(clip, photos[:3])
     ends = stage_ends(None, tower.depth)
     last = {}
-    with model._inference():
+    with model.inference():
         stock = model.model.visual.forward_intermediates(pixels, output_fmt="NLC")
         for alias_compat in (False, True):
             stages = [x for _, x in tower.stages(pixels, ends, alias_compat)]
-            last[alias_compat] = tower._pool(stages[-1])
+            last[alias_compat] = tower.pool(stages[-1])
             same = [
                 torch.allclose(
                     stages[i][:, 1:],
@@ -110,9 +111,9 @@ def test_original_path_is_the_forward_pass(photos: list[np.ndarray]) -> None:
 
 def test_a_stage_starts_anew(photos: list[np.ndarray]) -> None:
     clip = OpenCLIP("tiny")
-    tower = VisionTower(clip._model())
+    tower = VisionTower(load(clip))
     pixels = _pixels(clip, photos[:1])
-    with clip._model()._inference():
+    with load(clip).inference():
         both = [surgery for surgery, _ in tower.stages(pixels, (1, 2), False)]
         summed = [surgery for surgery, _ in tower.stages(pixels, (2,), False)]
     torch.testing.assert_close(both[0] + both[1], summed[0])
@@ -120,10 +121,10 @@ def test_a_stage_starts_anew(photos: list[np.ndarray]) -> None:
 
 def test_value_attention_averages() -> None:
     # Rows of weights sum to one: equal values come through unchanged.
-    tower = VisionTower(OpenCLIP("tiny")._model())
+    tower = VisionTower(load(OpenCLIP("tiny")))
     block = tower.blocks[0]
     values = torch.randn(1, 1, tower.width).expand(2, 5, -1)
-    attended = _attend(block, torch.cat([values] * 3, dim=-1))
+    attended = self_attend(block, torch.cat([values] * 3, dim=-1))
     torch.testing.assert_close(attended, values)
     assert project(block, values).shape == (2, 5, 3 * tower.width)
 
@@ -136,7 +137,7 @@ def test_maps_of_tiny(sigma: float, photos: list[np.ndarray]) -> None:
     clip = OpenCLIP("tiny")
     detector = SDPDetector(clip, sigma=sigma).fit()
     maps = detector.anomaly_maps(photos[:3], size="model")
-    visual = clip._model().model.visual
+    visual = load(clip).model.visual
     pixels = _pixels(clip, photos[:3])
     ends = stage_ends(None, len(visual.transformer.resblocks))
     stages = reference.sdp_stage_maps(
@@ -150,7 +151,7 @@ def test_maps_of_tiny(sigma: float, photos: list[np.ndarray]) -> None:
 
 def test_anomalous_and_normal_channel_are_opposite(photos: list[np.ndarray]) -> None:
     clip = OpenCLIP("tiny")
-    tower = VisionTower(clip._model())
+    tower = VisionTower(load(clip))
     prototypes = PromptDetector(clip).fit().prototypes_
     pixels = _pixels(clip, photos[:2])
     ends = stage_ends(None, tower.depth)

@@ -19,6 +19,7 @@ from clipad_sklearn import (
     SDPDetector,
     SDPPlusDetector,
 )
+from clipad_sklearn._clip.models import load
 from clipad_sklearn._detectors import sdp_training
 from clipad_sklearn._detectors.sdp import stage_ends
 from clipad_sklearn._detectors.sdp_training import Training, training_loss
@@ -71,7 +72,7 @@ def test_maps(alias_compat: bool, data: Any) -> None:
     detector = SDPPlusDetector(clip, alias_compat=alias_compat, **params)
     detector.fit(data.images, data.masks)
     maps = detector.anomaly_maps(data.images[:5], size="model")
-    model = clip._model()
+    model = load(clip)
     ends = stage_ends(None, len(model.model.visual.transformer.resblocks))
     published = reference.sdp_plus_map(
         model.model.visual,

@@ -25,6 +25,7 @@ from clipad_sklearn import (
     WinCLIPDetector,
     clear_models,
 )
+from clipad_sklearn._clip.models import load
 from clipad_sklearn._clip.vision_tower import VisionTower
 from clipad_sklearn._detectors.winclip import harmonic_maps, window_patches
 from clipad_sklearn.metrics import get_scorer
@@ -85,7 +86,7 @@ def test_harmonic_fusion_is_the_loop(rows: int, columns: int, seed: int) -> None
 
 
 def _pixels(clip: OpenCLIP, images: list[np.ndarray]) -> torch.Tensor:
-    transform = clip._model().transform("squash")
+    transform = load(clip).transform("squash")
     return torch.stack([transform(Image.fromarray(image)) for image in images])
 
 
@@ -96,7 +97,7 @@ def test_maps_of_tiny(photos: list[np.ndarray]) -> None:
         detector = WinCLIPDetector(clip, scorer=scorer).fit()
         maps = detector.anomaly_maps(photos[:3], size="model")
         expected = reference.winclip_map(
-            clip._model().model.visual,
+            load(clip).model.visual,
             _pixels(clip, photos[:3])[1],
             (2, 3),
             detector.scorer_.prototypes_[0],
@@ -111,7 +112,7 @@ def test_windows_of_large_models(
     name: str, photos: list[np.ndarray], rng: np.random.Generator
 ) -> None:
     clip = OpenCLIP(name, "random")
-    model = clip._model()
+    model = load(clip)
     tower = VisionTower(model)
     pixels = _pixels(clip, photos[:2])
     chosen = [
@@ -138,7 +139,7 @@ def test_map_of_a_large_model(photos: list[np.ndarray]) -> None:
     detector = WinCLIPDetector(clip, scorer=scorer, window_sizes=(2,)).fit()
     maps = detector.anomaly_maps(photos[:2], size="model")
     expected = reference.winclip_map(
-        clip._model().model.visual,
+        load(clip).model.visual,
         _pixels(clip, photos[:2])[1],
         (2,),
         detector.scorer_.prototypes_[0],

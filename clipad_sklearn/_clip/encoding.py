@@ -1,0 +1,231 @@
+"""Images and texts through a CLIP: reading ahead, batches and the embedding cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._errors import ImageReadError
+from .._images import check_images, image_name, open_image, read_bytes
+from .._progress import progress_bar
+from .embedding_cache import EmbeddingCache, open_cache
+from .models import load
+
+if TYPE_CHECKING:
+    from .loaded_model import LoadedModel
+    from .settings import OpenCLIP
+
+
+def encode_texts(clip: OpenCLIP, texts: Sequence[str]) -> np.ndarray:
+    """Return the embeddings (n_texts, n_features) of texts, duplicates encoded once."""
+    texts = _check_texts(texts)
+    model = load(clip)
+    cache = open_cache(clip.embedding_cache)
+    known: dict[str, np.ndarray] = {}
+    keys: dict[str, str] = {}
+    unique = list(dict.fromkeys(texts))
+    if cache is not None:
+        keys = {text: _text_key(text, model) for text in unique}
+        hits = cache.get_many(list(keys.values()))
+        known = {text: hits[key] for text, key in keys.items() if key in hits}
+    missing = [text for text in unique if text not in known]
+    for batch, embeddings in _encoded_batches(model, missing, clip.batch_size):
+        known.update(zip(batch, embeddings, strict=True))
+        if cache is not None:
+            cache.put_many({keys[text]: known[text] for text in batch})
+    return np.stack([known[text] for text in texts])
+
+
+def _encoded_batches(
+    model: LoadedModel, texts: list[str], batch_size: int
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yield batches of texts of similar length with their embeddings."""
+    if not texts:
+        return
+    tokens = model.tokenize(texts)
+    with progress_bar(len(texts), "Encoding texts") as progress:
+        for rows, n_shared in model.text_batches(tokens, batch_size):
+            embeddings = model.encode_tokens(tokens[rows], n_shared)
+            yield [texts[i] for i in rows], embeddings
+            progress.update(len(rows))
+
+
+def encode_images(
+    clip: OpenCLIP, images: Any, on_error: str
+) -> tuple[np.ndarray, list[tuple[int, str, str]]]:
+    """Return embeddings, with NaN rows for failures, and the failures."""
+    if on_error not in ("raise", "nan"):
+        raise ValueError(f"on_error={on_error!r}: expected 'raise' or 'nan'.")
+    images = check_images(images)
+    model = load(clip)
+    cache = open_cache(clip.embedding_cache)
+    reader = _ImageReader(model, clip.resize, cache)
+
+    rows = np.full((len(images), model.embedding_width), np.nan, np.float32)
+    failures: list[tuple[int, str, str]] = []
+    first: dict[str, int] = {}  # key -> the first image that has it
+    copies: list[tuple[int, int]] = []
+    batch: list[tuple[int, str | None, Any]] = []
+
+    def encode_batch() -> None:
+        import torch
+
+        embeddings = model.encode_pixels(torch.stack([item[2] for item in batch]))
+        rows[[item[0] for item in batch]] = embeddings
+        if cache is not None:
+            pairs = zip(batch, embeddings, strict=True)
+            cache.put_many({item[1]: row for item, row in pairs if item[1]})
+        batch.clear()
+
+    with progress_bar(len(images), "Encoding images") as progress:
+        for index, result in enumerate(_read_all(clip, images, reader)):
+            progress.update()
+            if isinstance(result, ValueError):
+                failures.append((index, image_name(images[index]), str(result)))
+                continue
+            if failures and on_error == "raise":
+                continue  # only the names of further bad images matter now
+            key, embedding, pixels = result
+            if key is not None and first.setdefault(key, index) != index:
+                copies.append((index, first[key]))
+            elif embedding is not None:
+                rows[index] = embedding
+            else:
+                batch.append((index, key, pixels))
+            if len(batch) == clip.batch_size:
+                encode_batch()
+        if batch:
+            encode_batch()
+    for index, source in copies:
+        rows[index] = rows[source]
+    return rows, failures
+
+
+def pixel_batches(
+    clip: OpenCLIP,
+    images: Sequence[Any],
+    positions: Sequence[int] | np.ndarray | None = None,
+) -> Iterator[tuple[Any, list[tuple[int, int]]]]:
+    """Yield batches of preprocessed pixels, and (height, width) of each image.
+
+    After an image that cannot be read, the rest is only read to name all of them,
+    by their `positions`, where these are not simply counted.
+    """
+    import torch
+
+    transform = load(clip).transform(clip.resize)
+
+    def read(image: Any) -> tuple[Any, tuple[int, int]] | ValueError:
+        try:
+            image = open_image(image)
+            return transform(image), (image.height, image.width)
+        except ValueError as error:
+            return error
+
+    failures: list[tuple[int, str, str]] = []
+    batch: list[tuple[Any, tuple[int, int]]] = []
+
+    def stack() -> tuple[Any, list[tuple[int, int]]]:
+        pixels, sizes = zip(*batch, strict=True)
+        batch.clear()
+        return torch.stack(pixels), list(sizes)
+
+    with progress_bar(len(images), "Encoding images") as progress:
+        for index, result in enumerate(_read_all(clip, images, read)):
+            progress.update()
+            if isinstance(result, ValueError):
+                if batch:
+                    yield stack()
+                position = index if positions is None else int(positions[index])
+                failures.append((position, image_name(images[index]), str(result)))
+            elif not failures:
+                batch.append(result)
+                if len(batch) == clip.batch_size:
+                    yield stack()
+    failures.sort()
+    if failures:
+        raise ImageReadError(failures)
+    if batch:
+        yield stack()
+
+
+def _read_all(
+    clip: OpenCLIP, images: Sequence[Any], reader: Callable[[Any], Any]
+) -> Iterator[Any]:
+    """Yield what `reader` makes of each image, in order, reading ahead."""
+    workers = clip.num_workers or min(8, os.cpu_count() or 1)
+    ahead = clip.batch_size + workers
+    with ThreadPoolExecutor(workers, thread_name_prefix="clipad") as pool:
+        pending: list[Future[Any]] = []
+        try:
+            for image in images:
+                pending.append(pool.submit(reader, image))
+                if len(pending) > ahead:
+                    yield pending.pop(0).result()
+            while pending:
+                yield pending.pop(0).result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+class _ImageReader:
+    """Turn one image into (key, cached embedding, pixels), or the error it gives."""
+
+    def __init__(
+        self, model: LoadedModel, resize: str, cache: EmbeddingCache | None
+    ) -> None:
+        self.transform = model.transform(resize)
+        self.cache = cache
+        self.salt = b""
+        if cache is not None:
+            settings = f"image {model.identity} {model.dtype} {self.transform}"
+            self.salt = settings.encode()
+
+    def __call__(self, image: Any) -> tuple[str | None, Any, Any] | ValueError:
+        try:
+            if isinstance(image, (str, os.PathLike)):
+                image = content = read_bytes(image)
+            else:
+                image = open_image(image)
+                content = f"{image.size}".encode() + image.tobytes()
+            key = None
+            if self.cache is not None:
+                key = hashlib.sha256(self.salt + b"\0" + content).hexdigest()
+                hit = self.cache.get_many([key])
+                if hit:
+                    return key, hit[key], None
+            if isinstance(image, bytes):
+                image = open_image(image)
+            return key, None, self.transform(image)
+        except ValueError as error:
+            return error
+
+
+def _check_texts(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise TypeError("Expected a list of texts, got one string. Wrap it in a list.")
+    texts = list(texts)
+    if not texts:
+        raise ValueError("Found 0 texts while a minimum of 1 is required.")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"Expected strings, got {type(text).__name__}: {text!r}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{text!r} is not valid Unicode: it has a lone surrogate at position "
+                f"{error.start}."
+            ) from None
+    return texts
+
+
+def _text_key(text: str, model: LoadedModel) -> str:
+    settings = f"text {model.identity} {model.dtype}\0{text}"
+    return hashlib.sha256(settings.encode("utf-8", "surrogatepass")).hexdigest()
