@@ -18,18 +18,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import joblib
-from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch
 
 from ._clip.models import load
-from ._clip.settings import check_clip
+from ._detectors.base import BaseDetector
+from ._detectors.class_names import last_step
 from ._images import check_images
 from ._score_rows import (
     SCORE_COLUMNS,
     check_detector,
+    clips_of,
     error_row,
+    has_margins,
     score_readable,
     score_row,
+    threshold_of,
 )
 from ._version import __version__
 
@@ -47,7 +50,7 @@ _AHEAD = 4
 
 
 def score_images(
-    detector: Pipeline,
+    detector: Any,
     images: Sequence[str | os.PathLike[str]],
     *,
     out: str | os.PathLike[str],
@@ -62,9 +65,10 @@ def score_images(
 
     Parameters
     ----------
-    detector : Pipeline
-        Fitted; begins with a :class:`CLIPImageEncoder` and ends in a detector on
-        embeddings.
+    detector : estimator
+        Fitted: a Pipeline that begins with a :class:`CLIPImageEncoder` and ends in a
+        detector on embeddings, or a detector on images. A detector is anything with
+        `score_samples`, where higher means more normal, and `offset_`.
     images : sequence of path
         The images, see :func:`list_images`. Workers read them, from the same paths;
         relative ones start at the working directory of the caller.
@@ -118,7 +122,9 @@ def score_images(
     The data set has the columns of ``clipad score`` except the rank, which no part
     knows: ``path``, ``p_anomaly``, ``margin``, ``threshold``, ``verdict`` and
     ``error``. An image that cannot be read is a row with the reason as its ``error``,
-    which is empty otherwise, and no numbers. Rows in the order of the files' names
+    which is empty otherwise, and no numbers; so is an image whose score is not a
+    number. ``p_anomaly`` is empty for detectors of other libraries, whose scores are
+    no margins. Rows in the order of the files' names
     are in the order of `images`. What is not valid Unicode in a path becomes a
     backslash escape.
 
@@ -183,7 +189,9 @@ def score_images(
         n_anomalous += done.n_anomalous
         n_unreadable += done.n_unreadable
         n_run += done.is_new
-    detector[-1]._warn_if_one_sided(n_anomalous, len(paths) - n_unreadable, 2)
+    last = last_step(detector)
+    if isinstance(last, BaseDetector):
+        last._warn_if_one_sided(n_anomalous, len(paths) - n_unreadable, 2)
     return Bunch(
         folder=folder,
         n_images=len(paths),
@@ -231,7 +239,7 @@ def _check_packages(client: Any) -> None:
         )
 
 
-def _hash_of(detector: Pipeline) -> str:
+def _hash_of(detector: Any) -> str:
     try:
         # Through a pickle and back, as a saved detector has been.
         return str(joblib.hash(pickle.loads(pickle.dumps(detector)), "sha1"))
@@ -371,9 +379,7 @@ class _Done:
     is_new: bool
 
 
-def _score_partition(
-    detector: Pipeline, job: _Job, number: int, paths: list[str]
-) -> _Done:
+def _score_partition(detector: Any, job: _Job, number: int, paths: list[str]) -> _Done:
     """Score some images and write their file, unless it is there."""
     _check_claimed(job)
     files = [os.path.join(job.directory, path) for path in paths]
@@ -384,18 +390,19 @@ def _score_partition(
     is_new = verdicts is None
     if verdicts is None:
         if _weights(detector) != job.weights:
+            names = ", ".join(repr(clip) for clip in clips_of(detector))
             raise ValueError(
-                f"{socket.gethostname()} has other weights of "
-                f"{detector[0].clip!r} than this job was begun with, or another "
-                "version of torch or open_clip: give all workers the same"
+                f"{socket.gethostname()} has other weights of {names} than this job "
+                "was begun with, or another version of torch or open_clip: give all "
+                "workers the same"
             )
         margins, _, failures = score_readable(detector, files)
-        threshold = float(detector[-1].offset_)
+        threshold, is_margin = threshold_of(detector), has_margins(detector)
         errors = {index: reason for index, _, reason in failures}
         rows = [
             error_row(path, errors[i])
             if i in errors
-            else score_row(path, float(margins[i]), threshold)
+            else score_row(path, float(margins[i]), threshold, is_margin=is_margin)
             for i, path in enumerate(paths)
         ]
         content = _parquet(rows, metadata)
@@ -405,8 +412,8 @@ def _score_partition(
     return _Done(verdicts.count("anomalous"), verdicts.count(None), is_new)
 
 
-def _weights(detector: Pipeline) -> str:
-    return load(check_clip(detector[0].clip)).identity
+def _weights(detector: Any) -> str:
+    return " ".join(sorted({load(clip).identity for clip in clips_of(detector)}))
 
 
 def _state(files: list[str]) -> str:
@@ -474,7 +481,7 @@ def _write(target: str, content: bytes) -> None:
 class _Here:
     """Runs partitions one after another in this process."""
 
-    def __init__(self, detector: Pipeline) -> None:
+    def __init__(self, detector: Any) -> None:
         self.detector = detector
 
     def weights(self) -> str:
@@ -491,7 +498,7 @@ class _Here:
 class _OnDask:
     """Runs partitions on a Dask cluster."""
 
-    def __init__(self, client: Client, detector: Pipeline) -> None:
+    def __init__(self, client: Client, detector: Any) -> None:
         self.client = client
         # A task, where `scatter` would do: Dask makes its result anew when the
         # workers that hold it are lost. Each worker process gets it once.
@@ -554,5 +561,5 @@ class _OnDask:
             ) from lost[min(lost)]
 
 
-def _itself(detector: Pipeline) -> Pipeline:
+def _itself(detector: Any) -> Any:
     return detector

@@ -2,65 +2,191 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import expit
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
+from sklearn.utils import get_tags
+from sklearn.utils.validation import check_is_fitted
 
 from ._clip.encoding import encode_images
 from ._clip.image_encoder import CLIPImageEncoder
-from ._clip.settings import check_clip
+from ._clip.settings import OpenCLIP, check_clip
 from ._detectors.base import BaseDetector
+from ._detectors.class_names import last_step
+from ._errors import ImageReadError
+from ._images import image_name
 
 SCORE_COLUMNS = ("path", "p_anomaly", "margin", "threshold", "verdict", "error")
 
+# Images that a detector on images scores at a time: so many are scored again when one
+# of them cannot be read.
+_CHUNK = 256
+
+Failures = list[tuple[int, str, str]]
+
 
 def check_detector(detector: Any) -> None:
-    """Check that it is a fitted Pipeline from images to scores."""
-    if (
-        not isinstance(detector, Pipeline)
-        or len(detector) < 2
-        or not isinstance(detector[0], CLIPImageEncoder)
-        or not isinstance(detector[-1], BaseDetector)
-    ):
+    """Check that it is fitted and makes scores of images.
+
+    That is: a Pipeline that begins with a `CLIPImageEncoder`, or a detector on images.
+    The detector, or the last step, has `score_samples` and `offset_`.
+    """
+    if isinstance(detector, Pipeline):
+        if len(detector) < 2 or not isinstance(detector[0], CLIPImageEncoder):
+            raise TypeError(
+                "expected a Pipeline that begins with a CLIPImageEncoder and ends in "
+                f"a detector, found the steps {_kinds(detector)}"
+            )
+        found = f"a Pipeline whose last step is {type(detector[-1]).__name__}"
+    else:
+        found = type(detector).__name__
+        if hasattr(detector, "best_estimator_"):
+            raise TypeError(f"{found} is a search: pass its best_estimator_")
+    last = last_step(detector)
+    if not hasattr(last, "score_samples"):
         raise TypeError(
-            "expected a Pipeline that begins with a CLIPImageEncoder and ends in a "
-            f"detector of clipad_sklearn, found {type(detector).__name__}"
+            "expected a detector with score_samples and offset_, or a Pipeline from a "
+            f"CLIPImageEncoder to one, found {found}, which has no score_samples"
         )
-    if not hasattr(detector[-1], "offset_"):
+    if not isinstance(detector, Pipeline) and not _takes_images(detector):
+        raise TypeError(
+            f"{found} takes embeddings: put it behind an encoder, "
+            "make_pipeline(CLIPImageEncoder(clip), detector)"
+        )
+    if not hasattr(last, "offset_"):
+        if isinstance(last, BaseEstimator) and not isinstance(last, BaseDetector):
+            check_is_fitted(last)
+            raise TypeError(
+                f"found {found}, which has no threshold offset_: choose an outlier "
+                "detector that has score_samples and offset_"
+            )
         raise NotFittedError("the detector is not fitted: call fit, fit(None) will do")
 
 
+def threshold_of(detector: Any) -> float:
+    """Return the threshold on the scores of a fitted detector or Pipeline."""
+    # OneClassSVM keeps it as an array of one number.
+    return float(np.squeeze(last_step(detector).offset_))
+
+
+def has_margins(detector: Any) -> bool:
+    """Whether scores are margins, of which the sigmoid is a probability."""
+    return isinstance(last_step(detector), BaseDetector)
+
+
+def clips_of(detector: Any) -> list[OpenCLIP]:
+    """Return the CLIPs that encode images for a detector or Pipeline."""
+    if isinstance(detector, Pipeline):
+        return [check_clip(detector[0].clip)]
+    if hasattr(detector, "clip"):
+        return [check_clip(detector.clip)]
+    parameters: dict[str, Any] = getattr(detector, "get_params", dict)()
+    return [
+        check_clip(value)
+        for name, value in parameters.items()
+        if name.endswith("__clip")
+    ]
+
+
 def score_readable(
-    detector: Pipeline, images: Sequence[Any]
-) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str, str]]]:
+    detector: Any, images: Sequence[Any]
+) -> tuple[np.ndarray, Any, Failures]:
     """Score the images that can be read.
 
-    Returns the margins, NaN where an image could not be read; what the last step saw
-    of the others; and position, name and reason of the failures.
+    Returns the scores, NaN where there is none; what the last step saw of the others:
+    features, or the images; and position, name and reason of the failures. A score that
+    is not a number is a failure too.
     """
+    if isinstance(detector, Pipeline):
+        return _score_embedded(detector, images)
+    scores, failures = _score_images(detector.score_samples, images)
+    failed = {index for index, _, _ in failures}
+    seen = [image for i, image in enumerate(images) if i not in failed]
+    return scores, seen, failures
+
+
+def _score_embedded(
+    detector: Pipeline, images: Sequence[Any]
+) -> tuple[np.ndarray, np.ndarray, Failures]:
     clip = check_clip(detector[0].clip)
     embeddings, failures = encode_images(clip, images, "nan")
+    failures = _with_not_a_number(embeddings, images, failures)
     readable = np.isfinite(embeddings).all(axis=1)
-    margins = np.full(len(embeddings), np.nan)
+    scores = np.full(len(embeddings), np.nan)
     features = embeddings[readable]
     if len(features):
         if len(detector) > 2:
             features = detector[1:-1].transform(features)
-        margins[readable] = detector[-1].score_samples(features)
-    return margins, features, failures
+        scores[readable] = detector[-1].score_samples(features)
+    return scores, features, _with_not_a_number(scores, images, failures)
 
 
-def score_row(path: str, margin: float, threshold: float) -> dict[str, Any]:
-    """Return the row of an image that was read."""
+def _score_images(
+    score_samples: Callable[[Any], np.ndarray], images: Sequence[Any]
+) -> tuple[np.ndarray, Failures]:
+    """Score images chunk by chunk, without those that cannot be read."""
+    scores = np.full(len(images), np.nan)
+    failures: Failures = []
+    for start in range(0, len(images), _CHUNK):
+        left = list(range(start, min(start + _CHUNK, len(images))))
+        while left:
+            try:
+                scores[left] = score_samples([images[i] for i in left])
+                break
+            except ImageReadError as error:
+                if not error.failures:
+                    raise
+                failed = [(left[i], name, why) for i, name, why in error.failures]
+                failures += failed
+                gone = {index for index, _, _ in failed}
+                left = [index for index in left if index not in gone]
+    return scores, _with_not_a_number(scores, images, sorted(failures))
+
+
+def _with_not_a_number(
+    values: np.ndarray, images: Sequence[Any], failures: Failures
+) -> Failures:
+    """Add a failure for every row that is not a number and has none yet."""
+    finite = np.isfinite(values)
+    bad = np.flatnonzero(~(finite if values.ndim == 1 else finite.all(axis=1)))
+    known = {index for index, _, _ in failures}
+    reason = (
+        "its score is not a number: the model overflows at this precision, "
+        "use precision='fp32'"
+    )
+    added = [(i, image_name(images[i]), reason) for i in bad.tolist() if i not in known]
+    return sorted([*failures, *added]) if added else failures
+
+
+def score_row(
+    path: str, margin: float, threshold: float, *, is_margin: bool = True
+) -> dict[str, Any]:
+    """Return the row of an image that was read.
+
+    There is no probability where the score is no margin, that of a detector that is
+    not ours.
+    """
     verdict = "normal" if margin >= threshold else "anomalous"
-    values = (path, float(expit(-margin)), margin, threshold, verdict, "")
+    probability = float(expit(-margin)) if is_margin else None
+    values = (path, probability, margin, threshold, verdict, "")
     return dict(zip(SCORE_COLUMNS, values, strict=True))
 
 
 def error_row(path: str, reason: str) -> dict[str, Any]:
     """Return the row of an image that could not be read."""
     return dict.fromkeys(SCORE_COLUMNS) | {"path": path, "error": reason}
+
+
+def _takes_images(detector: Any) -> bool:
+    # What scikit-learn knows nothing of is taken at its word.
+    has_tags = hasattr(detector, "__sklearn_tags__")
+    return not has_tags or not get_tags(detector).input_tags.two_d_array
+
+
+def _kinds(pipeline: Pipeline) -> str:
+    return ", ".join(type(step).__name__ for _, step in pipeline.steps)

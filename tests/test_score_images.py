@@ -21,13 +21,24 @@ import joblib
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import OneClassSVM
 
-from clipad_sklearn import CLIPImageEncoder, OpenCLIP, PromptDetector, score_images
+import clipad_sklearn
+from clipad_sklearn import (
+    CLIPImageEncoder,
+    FusionDetector,
+    OpenCLIP,
+    PromptDetector,
+    SDPDetector,
+    WinCLIPDetector,
+    score_images,
+)
 from clipad_sklearn._cli.main import main
 from clipad_sklearn.datasets import make_defect_images
 from clipad_sklearn.model_selection import ZeroShotSplit
@@ -36,6 +47,7 @@ parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra [dask]"
 pandas = pytest.importorskip("pandas", reason="reads the data set with pandas")
 distributed = pytest.importorskip("distributed", reason="needs the extra [dask]")
 
+RANDOM = np.random.default_rng(0).random((8, 4))
 COLUMNS = ["path", "p_anomaly", "margin", "threshold", "verdict", "error"]
 
 # What a killed client was: arguments are the saved detector, the list of images, the
@@ -119,6 +131,29 @@ def saved(detector: Pipeline, photos: list[str], tmp_path: Path) -> list[str]:
     joblib.dump(detector, tmp_path / "detector.joblib")
     (tmp_path / "images.json").write_text(json.dumps(photos))
     return [str(tmp_path / "detector.joblib"), str(tmp_path / "images.json")]
+
+
+def overflowing(folder: Path) -> Path:
+    """A CLIP whose image embeddings are too large for float16."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(Path(clipad_sklearn.__file__).parent / "tiny", folder)
+    weights = load_file(folder / "open_clip_model.safetensors")
+    weights["visual.proj"] *= 2e4
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return folder
+
+
+class HalfScores:
+    """Scores every other sample with what is not a number."""
+
+    offset_ = 0.0
+
+    def fit(self, X: Any, y: Any = None) -> HalfScores:
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        return np.where(np.arange(len(X)) % 2, np.inf, 1.0)
 
 
 def start(*arguments: Any) -> subprocess.Popen[bytes]:
@@ -224,6 +259,71 @@ def test_pipelines_with_more_steps_and_other_sequences(
     check_rows(tmp_path / "b", detector, photos[:3])
 
 
+@pytest.mark.parametrize(
+    "new",
+    [
+        lambda: WinCLIPDetector("tiny", window_sizes=(2,)),
+        lambda: SDPDetector("tiny"),
+        lambda: FusionDetector(
+            [("a", WinCLIPDetector("tiny", window_sizes=(2,))), ("b", new_detector())]
+        ),
+    ],
+    ids=["WinCLIP", "SDP", "Fusion"],
+)
+def test_detectors_on_images(
+    new: Any, photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of three, so that some have a photo that cannot be read."""
+    monkeypatch.setattr("clipad_sklearn._score_rows._CHUNK", 3)
+    detector = new().fit()
+    paths = [*photos[:2], "missing.png", *photos[2:5], __file__]
+    done = score_images(detector, paths, out=tmp_path / "out")
+    rows = pandas.read_parquet(tmp_path / "out")
+    assert list(rows["path"]) == paths
+    assert done.n_unreadable == 2
+    assert rows["error"][2] == "no such file"
+    assert rows["verdict"][[2, 6]].isna().all()
+    read = rows[rows["error"] == ""]
+    np.testing.assert_allclose(
+        read["margin"], detector.score_samples(photos[:5]), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("last", [OneClassSVM(nu=0.5), IsolationForest(random_state=0)])
+def test_detectors_of_other_libraries(
+    last: Any, photos: list[str], tmp_path: Path
+) -> None:
+    detector = make_pipeline(CLIPImageEncoder("tiny"), last).fit(photos)
+    done = score_images(detector, photos, out=tmp_path / "out")
+    rows = pandas.read_parquet(tmp_path / "out")
+    assert rows["p_anomaly"].isna().all()
+    verdicts = np.where(rows["verdict"] == "normal", 1, -1)
+    np.testing.assert_array_equal(verdicts, detector.predict(photos))
+    assert done.n_anomalous == (verdicts == -1).sum()
+
+
+@pytest.mark.parametrize("kind", ["embedding", "score", "of images"])
+def test_a_score_that_is_no_number_is_no_verdict(
+    kind: str, photos: list[str], tmp_path: Path
+) -> None:
+    detector: Any
+    if kind == "embedding":
+        clip = OpenCLIP(str(overflowing(tmp_path / "clip")), None, precision="fp16")
+        detector = make_pipeline(CLIPImageEncoder(clip), PromptDetector(clip)).fit(None)
+    elif kind == "score":
+        detector = make_pipeline(CLIPImageEncoder("tiny"), HalfScores())
+    else:
+        detector = HalfScores()
+    done = score_images(detector, photos, out=tmp_path / "out")
+    rows = pandas.read_parquet(tmp_path / "out")
+    assert len(rows) == len(photos)
+    bad = rows["margin"].isna()
+    assert done.n_unreadable == bad.sum() > 0
+    assert rows["verdict"][bad].isna().all()
+    assert rows["error"][bad].str.contains("not a number").all()
+    assert rows["verdict"][~bad].notna().all()
+
+
 def test_uncalibrated_verdicts_that_are_all_the_same(
     photos: list[str], tmp_path: Path
 ) -> None:
@@ -247,12 +347,33 @@ def test_uncalibrated_verdicts_that_are_all_the_same(
         ({"images": [np.zeros((4, 4, 3), np.uint8)]}, TypeError, "expected paths"),
         ({"images": ["a.png", 3]}, TypeError, r"images\[1\] is a int"),
         ({"detector": new_detector()}, NotFittedError, "not fitted"),
-        ({"detector": PromptDetector("tiny")}, TypeError, "expected a Pipeline"),
+        (
+            {"detector": PromptDetector("tiny").fit()},
+            TypeError,
+            r"PromptDetector takes embeddings: put it behind an encoder, make_pipeline",
+        ),
         (
             {"detector": make_pipeline(CLIPImageEncoder("tiny"), IsolationForest())},
-            TypeError,
-            "ends in a detector of clipad_sklearn",
+            NotFittedError,
+            "not fitted",
         ),
+        (
+            {"detector": make_pipeline(CLIPImageEncoder("tiny"), PCA(2).fit(RANDOM))},
+            TypeError,
+            "a Pipeline whose last step is PCA, which has no threshold offset_",
+        ),
+        (
+            {"detector": make_pipeline(CLIPImageEncoder("tiny"), StandardScaler())},
+            TypeError,
+            "a Pipeline whose last step is StandardScaler, which has no score_samples",
+        ),
+        (
+            {"detector": make_pipeline(StandardScaler(), IsolationForest())},
+            TypeError,
+            "found the steps StandardScaler, IsolationForest",
+        ),
+        ({"detector": WinCLIPDetector("tiny")}, NotFittedError, "not fitted"),
+        ({"detector": 3}, TypeError, "found int, which has no score_samples"),
         ({"partition_size": 0}, ValueError, "partition_size=0"),
         ({"partition_size": 2.5}, ValueError, "partition_size=2.5"),
         ({"partition_size": True}, ValueError, "partition_size=True"),
