@@ -23,8 +23,8 @@ REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from clipad_sklearn._cli.benchmark_tables import TITLES  # noqa: E402
-from clipad_sklearn._cli.main import _METHODS  # noqa: E402
 from clipad_sklearn._cli.main import main as clipad  # noqa: E402
+from clipad_sklearn._cli.methods import METHODS  # noqa: E402
 from clipad_sklearn.datasets import (  # noqa: E402
     DEFECT_FAMILIES,
     OBJECT_FAMILIES,
@@ -67,7 +67,7 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 def benchmark(root: Path, name: str, extra: Sequence[str], out: Path) -> None:
     """Run all methods, and write the table of means and the one of categories."""
     arguments = ["--data", "mvtec", "--root", str(root), "--clip", "tiny"]
-    methods = ["--methods", ",".join(_METHODS)]
+    methods = ["--methods", ",".join(METHODS)]
     TABLES.mkdir(exist_ok=True)
     clipad(["benchmark", *arguments, *methods, "--out", str(out), *extra])
     with open(out / "results.csv", newline="", encoding="utf-8") as file:
@@ -83,10 +83,7 @@ def benchmark(root: Path, name: str, extra: Sequence[str], out: Path) -> None:
     write_table(
         TABLES / f"{name}_categories.csv",
         ["method", *categories[1:]],
-        [
-            [m, *(cell(by_pair[c, m], "auroc") for c in categories[1:])]
-            for m in _METHODS
-        ],
+        [[m, *(cell(by_pair[c, m], "auroc") for c in categories[1:])] for m in METHODS],
     )
 
 

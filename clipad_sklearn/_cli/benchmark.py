@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from .._clip.models import load
 from .._clip.settings import check_clip
-from .benchmark_run import Settings, run_benchmark, write_text
-from .benchmark_tables import COLUMNS, as_csv, as_markdown, compare, table
-from .output import UsageError, as_usage_error, printable
-from .score import versions
+from .arguments import BenchmarkSettings, CompareSettings
+from .benchmark_run import run_benchmark
+from .benchmark_tables import COLUMNS, as_markdown, compare, table
+from .output import UsageError, as_usage_error, given_settings, printable, write_text
+from .table import as_csv, versions
 
 _TIMES = ("fit_s", "score_ms_per_image", "map_ms_per_image", "peak_mb")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run ``clipad benchmark``."""
-    if arguments.compare:
-        first, second = (_read(path) for path in arguments.compare[1:])
-        print(compare(first, second), end="")
+def run(settings: BenchmarkSettings | CompareSettings) -> int:
+    """Run ``clipad benchmark`` or ``clipad benchmark compare``."""
+    if isinstance(settings, CompareSettings):
+        print(compare(_read(settings.first), _read(settings.second)), end="")
         return 0
-    settings = Settings(
-        data=arguments.data,
-        root=arguments.root,
-        categories=tuple(arguments.categories) if arguments.categories else None,
-        methods=tuple(arguments.methods),
-        known_object=arguments.known_object,
-        n_seeds=arguments.seeds,
-        n_pairs=arguments.n_pairs,
-        n_draws=arguments.draws,
-    )
     with as_usage_error():
-        clip = check_clip(arguments.clip)
-        given = {n: getattr(arguments, n) for n in ("device", "batch_size")}
-        clip.set_params(**{k: v for k, v in given.items() if v is not None})
+        clip = check_clip(settings.clip).set_params(**given_settings(settings))
         # Without a cache times are whole, and a resumed run encodes the same batches.
         clip.set_params(embedding_cache=None)
         weights = load(clip).identity
-    out = Path(arguments.out)
+    out = Path(settings.out)
     about = {"clip": clip.get_params(), "weights": weights, "versions": versions()}
     results = run_benchmark(settings, about, clip, out)
     write_results(results, out)

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,96 +18,21 @@ from sklearn.utils import Bunch
 
 from .. import metrics
 from .._clip.settings import OpenCLIP
-from .._detectors.fusion import FusionDetector
-from .._detectors.prompt import PromptDetector
-from .._detectors.random_word import RandomWordDetector
 from .._masks import mask_pixels, resized_mask
-from ..datasets import (
-    load_image_folder,
-    load_mvtec_ad,
-    load_sewer_ml,
-    load_visa,
-    make_defect_images,
-)
+from ..datasets import load_image_folder, load_mvtec_ad, load_sewer_ml, load_visa
 from ..metrics import PIXEL_METRICS
-from .output import UsageError, printable, writing
+from .arguments import BenchmarkSettings
+from .methods import METHODS, Choices, fitted_detector
+from .output import UsageError, say, write_text
 
-# What needs a seed, and what takes images instead of embeddings.
-_SEEDED = ("random-word", "fusion", "winclip-random-word", "sdp-plus")
-_ON_IMAGES = ("winclip", "winclip-random-word", "sdp", "sdp-plus")
-
-# The layers of SDP+ are trained on so many generated images, and longer than on the
-# thousands of images of a whole data set.
-_N_AUXILIARY = 600
-_TRAINING: dict[str, Any] = {
-    "temperature": 0.07,
-    "learning_rate": 3e-3,
-    "n_epochs": 20,
-    "shuffle": True,
-}
 _LONGEST_REASON = 1000
 _MASK_FOLDERS = ("ground_truth", "masks")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a benchmark is about; the same settings give the same results."""
-
-    data: str
-    root: str
-    categories: tuple[str, ...] | None
-    methods: tuple[str, ...]
-    known_object: bool
-    n_seeds: int
-    n_pairs: int
-    n_draws: int
-
-
-# -- methods -----------------------------------------------------------------------
-
-
-def new_method(
-    name: str, clip: OpenCLIP, class_name: str | None, seed: int, n_pairs: int
-) -> Any:
-    """Return a fitted detector, on embeddings or on images."""
-    told = class_name or "object"
-
-    def words() -> RandomWordDetector:
-        return RandomWordDetector(
-            clip, class_name=class_name, n_pairs=n_pairs, random_state=seed
-        )
-
-    if name == "clip-ac":
-        return PromptDetector(clip, prompts="clip-ac", class_name=told).fit()
-    if name == "prompt":
-        return PromptDetector(clip, class_name=told).fit()
-    if name == "random-word":
-        return words().fit()
-    if name == "fusion":
-        prompts = PromptDetector(clip, class_name=told)
-        return FusionDetector([("words", words()), ("prompts", prompts)]).fit()
-    if name.startswith("winclip"):
-        from .._detectors.winclip import WinCLIPDetector
-
-        prompts = PromptDetector(clip, class_name=told)
-        scorer = prompts if name == "winclip" else words()
-        return WinCLIPDetector(clip, scorer=scorer).fit()
-    if name == "sdp":
-        from .._detectors.sdp import SDPDetector
-
-        return SDPDetector(clip, class_name=told).fit()
-    from .._detectors.sdp_plus import SDPPlusDetector
-
-    # Other images than those of a benchmark on generated images with small seeds.
-    auxiliary = make_defect_images(_N_AUXILIARY, random_state=10**6 + seed)
-    detector = SDPPlusDetector(clip, class_name=told, random_state=seed, **_TRAINING)
-    return detector.fit(auxiliary.images, auxiliary.masks)
 
 
 # -- data --------------------------------------------------------------------------
 
 
-def category_names(settings: Settings) -> list[str]:
+def category_names(settings: BenchmarkSettings) -> list[str]:
     """Return the categories to go through, in order."""
     if not os.path.isdir(settings.root):
         raise UsageError(f"--root {settings.root}: no such folder")
@@ -129,7 +54,7 @@ def category_names(settings: Settings) -> list[str]:
     return names
 
 
-def load_category(settings: Settings, category: str) -> Bunch:
+def load_category(settings: BenchmarkSettings, category: str) -> Bunch:
     """List the images of one category."""
     if settings.data == "mvtec":
         return load_mvtec_ad(settings.root, category)
@@ -144,7 +69,7 @@ def load_category(settings: Settings, category: str) -> Bunch:
     )
 
 
-def _class_name(settings: Settings, category: str) -> str | None:
+def _class_name(settings: BenchmarkSettings, category: str) -> str | None:
     if not settings.known_object:
         return None
     if category == ".":
@@ -221,7 +146,7 @@ class PeakMemory:
 class Runner:
     """Runs methods on categories, and keeps what it needs more than once."""
 
-    def __init__(self, settings: Settings, clip: OpenCLIP) -> None:
+    def __init__(self, settings: BenchmarkSettings, clip: OpenCLIP) -> None:
         self.settings = settings
         self.clip = clip
         self.memory = PeakMemory()
@@ -230,8 +155,8 @@ class Runner:
 
     def run(self, category: str, method: str, data: Bunch) -> dict[str, Any]:
         """Return scores, pixel metrics, times and peak memory."""
-        n_seeds = self.settings.n_seeds if method in _SEEDED else 1
-        on_images = method in _ON_IMAGES
+        n_seeds = self.settings.n_seeds if METHODS[method].seeded else 1
+        on_images = METHODS[method].on_images
         masks = data.masks if on_images else None
         class_name = _class_name(self.settings, category)
         images, encode_s, encode_mb = data.images, 0.0, 0.0
@@ -291,9 +216,8 @@ class Runner:
             if class_name is not None:
                 self._detectors.clear()  # they served other categories
             start = time.perf_counter()
-            detector = new_method(
-                method, self.clip, class_name, seed, self.settings.n_pairs
-            )
+            choices = Choices(class_name, seed, self.settings.n_pairs)
+            detector = fitted_detector(method, self.clip, choices)
             self._detectors[key] = detector, time.perf_counter() - start
         return self._detectors[key]
 
@@ -302,7 +226,7 @@ class Runner:
 
 
 def run_benchmark(
-    settings: Settings, about: dict[str, Any], clip: OpenCLIP, out: Path
+    settings: BenchmarkSettings, about: dict[str, Any], clip: OpenCLIP, out: Path
 ) -> dict[str, Any]:
     """Run what is not finished in the folder `out`, and return all results.
 
@@ -310,7 +234,10 @@ def run_benchmark(
     finished pair of a category and a method is a file, which a later run takes over.
     """
     names = category_names(settings)
-    described = json.loads(json.dumps({"settings": asdict(settings), **about}))
+    decisive = asdict(settings)
+    for name in ("out", "clip", "device", "batch_size"):
+        del decisive[name]  # these are in `about`, or decide nothing
+    described = json.loads(json.dumps({"settings": decisive, **about}))
     _claim(out, described)
     runner = Runner(settings, clip)
     total = len(names) * len(settings.methods)
@@ -338,10 +265,10 @@ def run_benchmark(
             path = out / "parts" / _file_name(category, method)
             part = None if failure else _finished(path, fingerprint)
             if part is not None:
-                _say(f"{where}: already there")
+                say(f"{where}: already there")
             elif failure:
                 part = {"error": failure}
-                _say(f"{where}: {failure}")
+                say(f"{where}: {failure}")
             else:
                 try:
                     part = runner.run(category, method, data)
@@ -352,10 +279,10 @@ def run_benchmark(
                             for scores in part["scores"]
                         ]
                     )
-                    _say(f"{where}: AUROC {100 * auroc:.1f}")
+                    say(f"{where}: AUROC {100 * auroc:.1f}")
                 except Exception as error:  # a row with its error, never a lost run
                     part = {"error": _reason(error)}
-                    _say(f"{where}: {part['error']}")
+                    say(f"{where}: {part['error']}")
             part.pop("fingerprint", None)
             parts[category]["methods"][method] = part
     return described | {"categories": parts}
@@ -369,7 +296,7 @@ def _claim(out: Path, described: dict[str, Any]) -> None:
             found = json.loads(path.read_text())
             found["settings"]
         except (ValueError, TypeError, KeyError):
-            raise UsageError(f"{path}: is not of a benchmark") from None
+            raise UsageError(f"{path}: was not written by `clipad benchmark`") from None
         if found != described:
             differing = sorted(
                 name
@@ -387,7 +314,7 @@ def _claim(out: Path, described: dict[str, Any]) -> None:
                 + "; name another folder with --out"
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out}: is not empty and not of a benchmark")
+        raise UsageError(f"{out}: is not empty and holds no benchmark")
     (out / "parts").mkdir(parents=True, exist_ok=True)
     for leftover in out.rglob("*.tmp"):  # of a run that was killed
         leftover.unlink()
@@ -415,17 +342,5 @@ def _reason(error: Exception) -> str:
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
 
 
-def _say(message: str) -> None:
-    print(f"clipad: {printable(message)}", file=sys.stderr)
-
-
 def _write(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one go."""
-    with writing(str(path)) as temporary, open(temporary, "wb") as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
-        file.flush()
-        os.fsync(file.fileno())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics import IMAGE_METRICS, PIXEL_METRICS
-from .output import UsageError, no_formula, printable
+from .output import UsageError, printable
 
 TITLES = {
     "auroc": "AUROC",
@@ -176,19 +174,6 @@ def _fill(
         row[f"{name}_std"] = float(np.std(value, ddof=1)) if len(value) > 1 else None
     for column, name in enumerate(IMAGE_METRICS):
         row[f"{name}_low"], row[f"{name}_high"] = interval(draws[:, column])
-
-
-def as_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    """Return rows as CSV."""
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(
-        buffer, columns, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
-    )
-    writer.writeheader()
-    for row in rows:
-        # Names of categories are those of folders.
-        writer.writerow(row | {"category": no_formula(row["category"])})
-    return buffer.getvalue()
 
 
 def as_markdown(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
+from sklearn.pipeline import make_pipeline
+
+from .._clip.image_encoder import CLIPImageEncoder
+from .._clip.settings import check_clip
 from ..datasets import make_defect_images
 from ..metrics import auroc
+from .arguments import DemoSettings
+from .methods import Choices, fitted_detector
 from .output import UsageError, as_usage_error, printable
-from .score import make_rows, new_detector, print_table, write
+from .table import make_rows, print_table, write_rows
 
 _ABOUT = "Made by `clipad demo`, which may overwrite this folder.\n"
 _SHOWN = 15
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(settings: DemoSettings) -> int:
     """Run ``clipad demo``."""
     from PIL import Image
 
-    folder = Path(arguments.out)
+    folder = Path(settings.out)
     _prepare(folder)
     print(
         "tiny is a small CLIP that ships with this package, for trying things out; "
         "it is no substitute for a real one.",
         file=sys.stderr,
     )
-    print(f"Generating {arguments.n} photos ...", file=sys.stderr)
-    data = make_defect_images(arguments.n, random_state=0)
+    print(f"Generating {settings.n} photos ...", file=sys.stderr)
+    data = make_defect_images(settings.n, random_state=0)
     paths = []
     for number, (pixels, family, defect) in enumerate(
         zip(data.images, data.family, data.defect, strict=True)
@@ -39,11 +44,13 @@ def run(arguments: argparse.Namespace) -> int:
         paths.append(str(path))
 
     print("Learning from random words, then looking at the photos ...", file=sys.stderr)
-    detector = new_detector("random-word", "tiny").fit(None)
+    clip = check_clip("tiny")
+    words = fitted_detector("random-word", clip, Choices())
+    detector = make_pipeline(CLIPImageEncoder(clip), words)
     margins = detector.score_samples(paths)
     rows = make_rows(paths, margins, float(detector[-1].offset_))
     scores = folder / "scores.csv"
-    write(str(scores), rows)
+    write_rows(str(scores), rows)
 
     truth = dict(zip(paths, data.defect, strict=True))
     shown = [row | {"truth": truth[row["path"]] or "good"} for row in rows[:_SHOWN]]
@@ -66,8 +73,8 @@ def _prepare(folder: Path) -> None:
             raise UsageError(f"{folder}: is a file; name another folder with --out")
         if any(folder.iterdir()):
             raise UsageError(
-                f"{folder}: is not empty and no earlier demo; name another folder with "
-                "--out"
+                f"{folder}: is not empty and was not made by an earlier `clipad demo`; "
+                "name another folder with --out"
             )
     with as_usage_error():
         for kind in ("good", "defect"):

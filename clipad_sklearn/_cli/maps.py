@@ -1,17 +1,13 @@
-"""Anomaly maps for ``clipad score``: the detectors, and files of maps and overlays."""
+"""Files of anomaly maps and overlays, for ``clipad score --maps``."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from .._detectors.maps import MapDetector
-from .._detectors.sdp import SDPDetector
-from .._detectors.sdp_plus import SDPPlusDetector
-from .._detectors.winclip import WinCLIPDetector
 from .._images import open_image
 from .output import UsageError, as_usage_error, writing
 
@@ -20,19 +16,6 @@ _COLORS = np.array(
     [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]]
 )
 _OPACITY = 0.55
-
-
-def fitted_map_detector(
-    method: str, clip: Any, scorer: Any, class_name: str | None, layers: str | None
-) -> MapDetector:
-    """Return the fitted detector that ``--method`` stands for."""
-    with as_usage_error():
-        if method == "winclip":
-            return WinCLIPDetector(clip, scorer=scorer).fit(None)
-        if method == "sdp":
-            return SDPDetector(clip, class_name=class_name or "object").fit(None)
-        detector = SDPPlusDetector(clip, class_name=class_name or "object")
-        return detector.load_layers(layers or "")
 
 
 def check_map_folder(folder: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from pathlib import Path
@@ -12,28 +11,26 @@ import numpy as np
 
 from .._clip.models import LEAST_COSINE, clear_models, load
 from .._clip.settings import OpenCLIP, check_clip
-from .output import UsageError, as_usage_error
+from .arguments import ModelsSettings
+from .output import UsageError, as_usage_error, given_settings
 
 _SECONDS = 3.0  # of measuring, for each precision
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(settings: ModelsSettings) -> int:
     """Run ``clipad models``."""
-    if arguments.download:
-        _download(_clip(arguments.download, arguments), arguments.download)
-    elif arguments.time:
-        _time(_clip(arguments.time, arguments))
+    if settings.download:
+        _download(_clip(settings.download, settings), settings.download)
+    elif settings.time:
+        _time(_clip(settings.time, settings))
     else:
-        _list(arguments.filter)
+        _list(settings.filter)
     return 0
 
 
-def _clip(name: str, arguments: argparse.Namespace) -> OpenCLIP:
-    names = ("device", "batch_size")
-    given = {name: getattr(arguments, name) for name in names}
+def _clip(name: str, settings: ModelsSettings) -> OpenCLIP:
     with as_usage_error():
-        clip = check_clip(name)
-        return clip.set_params(**{k: v for k, v in given.items() if v is not None})
+        return check_clip(name).set_params(**given_settings(settings))
 
 
 def _list(text: str) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 from .._files import replacing
 
 
 class UsageError(Exception):
-    """What the user can put right; shown without a traceback."""
+    """An error the user can fix; shown without a traceback."""
 
 
 @contextlib.contextmanager
@@ -22,6 +24,14 @@ def as_usage_error() -> Iterator[None]:
         if isinstance(error, BrokenPipeError):
             raise
         raise UsageError(str(error)) from error
+
+
+# -- printing ------------------------------------------------------------------
+
+
+def say(message: str) -> None:
+    """Print a remark beside the results."""
+    print(f"clipad: {printable(message)}", file=sys.stderr)
 
 
 def printable(text: str) -> str:
@@ -38,6 +48,19 @@ def no_formula(text: str) -> str:
     Also before an apostrophe, so that taking one away always gives the text back.
     """
     return f"'{text}" if text.startswith(tuple("=+-@'\t\r\n")) else text
+
+
+# -- settings of CLIP ----------------------------------------------------------
+
+
+def given_settings(settings: Any) -> dict[str, Any]:
+    """Return the parameters of `OpenCLIP` that were given to a command."""
+    names = ("device", "batch_size", "precision", "embedding_cache")
+    values = {name: getattr(settings, name, None) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+# -- files ---------------------------------------------------------------------
 
 
 def check_writable(path: str) -> None:
@@ -59,3 +82,11 @@ def writing(path: str) -> Iterator[str]:
             yield temporary
     except OSError as error:
         raise UsageError(f"{path} was not written: {error.strerror}") from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file in one go; what is not valid Unicode becomes an escape."""
+    with writing(os.fspath(path)) as temporary, open(temporary, "wb") as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+        file.flush()
+        os.fsync(file.fileno())

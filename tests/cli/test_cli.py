@@ -27,7 +27,8 @@ from sklearn.pipeline import make_pipeline
 from clipad_sklearn import CLIPImageEncoder, PromptDetector
 from clipad_sklearn._cli.main import main
 from clipad_sklearn._cli.output import UsageError, writing
-from clipad_sklearn._cli.score import find_images, make_rows
+from clipad_sklearn._cli.photos import find_photos
+from clipad_sklearn._cli.table import make_rows
 from clipad_sklearn.datasets import make_defect_images
 from clipad_sklearn.metrics import auroc
 
@@ -174,16 +175,16 @@ def test_other_methods(method: str, few: Path, tmp_path: Path) -> None:
 def test_a_file_reached_twice_is_scored_once(few: Path, monkeypatch) -> None:
     monkeypatch.chdir(few.parent)
     (few / "again.png").symlink_to(few / "0.png")
-    paths, notes = find_images(["few/1.png", "few", str(few), "few/*.png", "./few"])
+    paths, notes = find_photos(["few/1.png", "few", str(few), "few/*.png", "./few"])
     assert paths == ["few/1.png", "few/0.png", "few/2.png"]
     assert notes == []
 
 
 def test_globs_that_no_shell_expanded(folder: Path, monkeypatch) -> None:
     monkeypatch.chdir(folder)
-    assert len(find_images(["*"])[0]) == 24
-    assert len(find_images(["**/0*.png"])[0]) == 20
-    paths, notes = find_images(["good/0[12].png", "bad/nothing*.png"])
+    assert len(find_photos(["*"])[0]) == 24
+    assert len(find_photos(["**/0*.png"])[0]) == 20
+    paths, notes = find_photos(["good/0[12].png", "bad/nothing*.png"])
     assert paths == [os.path.join("good", "01.png"), os.path.join("good", "02.png")]
     assert notes == ["no image found in bad/nothing*.png"]
 
@@ -191,7 +192,7 @@ def test_globs_that_no_shell_expanded(folder: Path, monkeypatch) -> None:
 def test_a_name_that_looks_like_a_glob(few: Path) -> None:
     path = few / "part[1].png"
     (few / "0.png").rename(path)
-    assert find_images([str(path)]) == ([str(path)], [])
+    assert find_photos([str(path)]) == ([str(path)], [])
 
 
 def test_a_missing_file_beside_others_is_an_error_row(
@@ -340,7 +341,7 @@ def test_wrong_usage(arguments: list[str], message: str, few, monkeypatch, capsy
         (["models", "no such model"], "no model with"),
         (["models", "--download", "ViT-B-32/none.pt"], "Remedies"),
         (["cache", "info", "nowhere"], "no such folder"),
-        (["demo", "--out", "few"], "is not empty and no earlier demo"),
+        (["demo", "--out", "few"], "was not made by an earlier `clipad demo`"),
         (["demo", "--out", "few/0.png"], "is a file"),
     ],
 )
@@ -560,7 +561,7 @@ def test_other_files_are_counted(
     for name in ("a.dng", "b.DNG", "notes.txt", "LICENSE", ".hidden"):
         (few / name).write_text("no photo")
     score(tmp_path, str(few), *TINY)
-    left_out = "4 other files left out (.dng 2, .txt 1, no ending 1)"
+    left_out = "4 other files left out (.dng 2, .txt 1, no extension 1)"
     assert left_out in capsys.readouterr().err
     score(tmp_path, str(few.parent / "fe[w]"), *TINY)
     assert left_out in capsys.readouterr().err

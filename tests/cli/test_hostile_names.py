@@ -16,13 +16,11 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
+from pages import open_page, requests
 from PIL import Image
-from test_report import browser, open_page, requests
 
 from clipad_sklearn._cli.main import main
 from clipad_sklearn.datasets import make_defect_images
-
-__all__ = ["browser"]  # a fixture
 
 NAMES = [
     "=cmd|' !A0.png",

@@ -6,20 +6,19 @@ import csv
 import json
 import os
 import re
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from pages import open_page, requests
 from PIL import Image
 
 from clipad_sklearn._cli.main import main
 from clipad_sklearn._cli.report import MAP_SIDE, write_report
-from clipad_sklearn._cli.score import make_rows
+from clipad_sklearn._cli.table import make_rows
 from clipad_sklearn.datasets import make_defect_images
 
 # Names that would do something if they were taken for anything but names.
@@ -151,65 +150,6 @@ def test_wrong_options(
 
 
 # -- in Chromium -----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("Chromium or chromedriver is not on this machine")
-    downloads = tmp_path_factory.mktemp("downloads")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-        "window-size=1200,900",
-    ):
-        options.add_argument(f"--{flag}")
-    options.add_experimental_option(
-        "prefs", {"download.default_directory": str(downloads)}
-    )
-    options.set_capability(
-        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
-    )
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    browser.downloads = downloads
-    yield browser
-    browser.quit()
-
-
-def open_page(browser: Any, page: Path) -> float:
-    """Open a page and return the seconds until its photos were there."""
-    browser.get("about:blank")
-    browser.get_log("browser")
-    browser.get_log("performance")
-    start = time.perf_counter()
-    browser.get(page.as_uri())
-    browser.execute_script("return document.querySelector('.card').offsetHeight")
-    return time.perf_counter() - start
-
-
-def requests(browser: Any) -> list[str]:
-    """Addresses that the page asked for, but for what it holds itself."""
-    messages = [
-        json.loads(e["message"])["message"] for e in browser.get_log("performance")
-    ]
-    return [
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent"
-        and not message["params"]["request"]["url"].startswith(("data:", "blob:"))
-    ]
 
 
 def verdicts(browser: Any) -> dict[str, str]:

@@ -1,0 +1,600 @@
+"""The arguments of ``clipad``: which there are, their defaults, and what fits together.
+
+Each command has one frozen class of settings. Its defaults are the command's; argparse
+only says what was given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn
+
+from .._version import __version__
+from .methods import METHODS, method_name
+from .output import UsageError
+
+_EPILOG = """\
+exit status:
+  0    everything was done; with `score`, all photos were scored
+  1    some photos could not be read; the others were scored and written
+  2    wrong usage, no photo found, or the weights are not there
+  3    an error of the program itself
+  130  interrupted
+"""
+_SCORERS = ("random-word", "prompt", "fusion")
+
+
+# -- settings ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """What ``clipad score`` is asked to do."""
+
+    paths: tuple[str, ...]
+    method: str = "random-word"
+    clip: str | None = None
+    class_name: str | None = None
+    random_state: int = 0
+    scorer: str = "prompt"
+    layers: str | None = None
+    # Threshold
+    threshold: float | None = None
+    contamination: float | None = None
+    calibrate: tuple[str, ...] = ()
+    max_false_alarm: float | None = None
+    # Results
+    out: str | None = None
+    dask: str | None = None
+    maps: str | None = None
+    map_format: str = "png"
+    report: str | None = None
+    heat_maps: bool = False
+    save: str | None = None
+    load: str | None = None
+    # CLIP
+    device: str | None = None
+    batch_size: int | None = None
+    precision: str | None = None
+    embedding_cache: str | None = None
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What ``clipad demo`` is asked to do."""
+
+    out: str = "clipad-demo"
+    n: int = 60
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What ``clipad benchmark`` is asked to do."""
+
+    data: str
+    root: str
+    out: str
+    categories: tuple[str, ...] | None = None
+    methods: tuple[str, ...] = ("random-word", "prompt", "fusion")
+    clip: str | None = None
+    known_object: bool = False
+    n_seeds: int = 3
+    n_pairs: int = 10_000
+    n_draws: int = 1000
+    device: str | None = None
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """What ``clipad benchmark compare`` is asked to do."""
+
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class ModelsSettings:
+    """What ``clipad models`` is asked to do."""
+
+    filter: str = ""
+    download: str | None = None
+    time: str | None = None
+    device: str | None = None
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """What ``clipad cache`` is asked to do."""
+
+    action: str
+    folder: str
+
+
+# -- parsing -------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Keeps the one line that matters from drowning in usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\nSee `{self.prog} --help`.\n")
+
+
+def parse(argv: Sequence[str] | None) -> tuple[str, Any]:
+    """Return the module that runs the command, and the command's settings."""
+    parser = _Parser(
+        prog="clipad",
+        description="Find defects in photos with CLIP, without any training image.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"clipad {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_add_score, _add_demo, _add_benchmark, _add_models, _add_cache):
+        add(commands)
+    given = vars(parser.parse_args(argv))
+    command, settings_class, check, subparser = given.pop("command")
+    try:
+        check(given)
+    except UsageError as error:
+        subparser.error(str(error))
+    values = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
+    return command, settings_class(**values)
+
+
+def _add_command(
+    commands: Any,
+    name: str,
+    settings_class: type,
+    check: Callable[[dict[str, Any]], None],
+    *,
+    module: str | None = None,
+    **texts: str,
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        description=texts.pop("description", texts["help"]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # So that only what was given is there.
+        argument_default=argparse.SUPPRESS,
+        **texts,
+    )
+    parser.set_defaults(command=(module or name, settings_class, check, parser))
+    return parser
+
+
+def _no_check(given: dict[str, Any]) -> None:
+    pass
+
+
+def _default(settings_class: type, name: str) -> Any:
+    return next(f.default for f in fields(settings_class) if f.name == name)
+
+
+# -- score ---------------------------------------------------------------------
+
+
+def _add_score(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "score",
+        ScoreSettings,
+        _check_score,
+        help="score photos and rank them, the most suspicious first",
+        epilog="""\
+columns of the output:
+  path       as given; in CSV a path that begins with = + - @ ' tab or a line
+             break gets one apostrophe in front, so that no spreadsheet runs it
+  rank       1 is the most suspicious
+  p_anomaly  probability of an anomaly; does not move with the threshold
+  margin     log p(normal) - log p(anomalous), higher is more normal
+  threshold  photos with a margin below it are called anomalous
+  verdict    normal or anomalous
+  error      why the photo could not be read; the numbers are empty then
+""",
+    )
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="photo, folder (searched whole) or glob",
+    )
+    _add_method(parser)
+    _add_threshold(parser)
+    _add_outputs(parser)
+    _add_clip_settings(parser)
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="of the model (default: auto; `clipad models --time` measures)",
+    )
+    parser.add_argument(
+        "--embedding-cache",
+        metavar="FOLDER",
+        help="keep embeddings in FOLDER, so that no photo is encoded twice",
+    )
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--method",
+        type=method_name,
+        choices=tuple(METHODS),
+        metavar="METHOD",
+        help="random-word: classifier trained on random words (default); prompt, "
+        "clip-ac: comparison with prompts; fusion: random-word and prompt; winclip, "
+        "winclip-random-word, winclip-fusion, sdp and sdp-plus also say where (--maps)",
+    )
+    parser.add_argument(
+        "--scorer",
+        choices=_SCORERS,
+        help="what scores the windows of winclip (default: prompt); winclip with "
+        "random-word is winclip-random-word",
+    )
+    parser.add_argument(
+        "--layers",
+        metavar="FILE",
+        help="trained layers of sdp-plus (SDPPlusDetector.save_layers)",
+    )
+    _add_clip(parser)
+    parser.add_argument("--class-name", metavar="NAME", help="what the photos show")
+    parser.add_argument(
+        "--random-state",
+        type=_number(int, 0, 2**32 - 1),
+        metavar="SEED",
+        help="seed of the random words and the classifier (default: 0)",
+    )
+
+
+def _add_threshold(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "threshold", "Without one of these, scores rank, but verdicts are uncalibrated."
+    )
+    threshold = group.add_mutually_exclusive_group()
+    threshold.add_argument(
+        "--threshold",
+        type=_number(float),
+        metavar="T",
+        help="photos with a margin below T are anomalous; a T such as -1e-3 needs the "
+        "form --threshold=-1e-3",
+    )
+    threshold.add_argument(
+        "--contamination",
+        type=_number(float, 0, 0.5, above=True),
+        metavar="C",
+        help="this share of the photos, in (0, 0.5], is anomalous",
+    )
+    threshold.add_argument(
+        "--calibrate",
+        nargs="+",
+        metavar=("GOOD", "BAD"),
+        help="set the threshold from a folder of good photos, or from that and folders "
+        "of bad ones (best F1)",
+    )
+    group.add_argument(
+        "--max-false-alarm",
+        type=_number(float, 0, 1, below=True),
+        metavar="R",
+        help="with --calibrate: at most this share of its good photos may be called "
+        "anomalous (default without bad photos: 0.05)",
+    )
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="write all rows to FILE.csv, or with settings and versions to FILE.json; "
+        "with --dask: the folder for the rows",
+    )
+    parser.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="score on the Dask cluster whose scheduler is there, or with `local` on "
+        "all cores of this machine; writes the rows, without ranks, as Parquet files "
+        "to the folder --out, and resumes there when run again",
+    )
+    parser.add_argument(
+        "--maps",
+        metavar="FOLDER",
+        help="with a method that says where: write an anomaly map and an overlay of "
+        "each photo, at its size, to FOLDER",
+    )
+    parser.add_argument(
+        "--map-format",
+        choices=("png", "npy"),
+        help="of --maps: 16-bit PNG of 65535 times the score (default), or npy",
+    )
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write a page to look at, with thumbnails, to FILE.html",
+    )
+    parser.add_argument(
+        "--heat-maps",
+        action="store_true",
+        help="with --report: show where the anomalies are; takes about a dozen times "
+        "as long",
+    )
+    parser.add_argument(
+        "--save", metavar="FILE", help="save the fitted detector (joblib)"
+    )
+    parser.add_argument(
+        "--load",
+        metavar="FILE",
+        help="use a saved detector; loading runs code, so trust the file",
+    )
+
+
+def _check_score(given: dict[str, Any]) -> None:
+    if "load" in given:
+        for name in ("clip", "method", "class_name", "random_state"):
+            if name in given:
+                option = "--" + name.replace("_", "-")
+                raise UsageError(f"{option} has no effect beside --load: it is saved")
+    _check_maps(given)
+    if "max_false_alarm" in given and "calibrate" not in given:
+        raise UsageError("--max-false-alarm needs --calibrate")
+    out = given.get("out")
+    is_file = out is not None and out.endswith((".csv", ".json"))
+    if "dask" in given:
+        if out is None or is_file:
+            raise UsageError("--dask needs --out FOLDER, for Parquet files")
+        for name in ("contamination", "report", "maps"):
+            if name in given:
+                raise UsageError(f"--dask cannot be combined with --{name}")
+    elif out is not None and not is_file:
+        raise UsageError(f"--out {out}: the name must end in .csv or .json")
+    if "report" in given and not given["report"].endswith(".html"):
+        raise UsageError(f"--report {given['report']}: the name must end in .html")
+    if "heat_maps" in given and "report" not in given:
+        raise UsageError("--heat-maps needs --report")
+
+
+def _check_maps(given: dict[str, Any]) -> None:
+    """Check the options of methods with maps, and put method and scorer together."""
+    method = given.get("method")
+    on_images = method is not None and METHODS[method].on_images
+    if "maps" in given and not on_images:
+        *names, last = (name for name, method in METHODS.items() if method.on_images)
+        raise UsageError(f"--maps needs --method {', '.join(names)} or {last}")
+    if "map_format" in given and "maps" not in given:
+        raise UsageError("--map-format needs --maps")
+    if "scorer" in given:
+        if method != "winclip":
+            raise UsageError("--scorer needs --method winclip")
+        if given["scorer"] != "prompt":
+            given["method"] = f"winclip-{given['scorer']}"
+    if ("layers" in given) != (method == "sdp-plus"):
+        raise UsageError(
+            "--method sdp-plus requires --layers, and --layers is for sdp-plus only"
+        )
+    if "save" in given and on_images:
+        raise UsageError(f"--save cannot keep --method {method}; leave it out")
+
+
+# -- demo, models, cache -------------------------------------------------------
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "demo",
+        DemoSettings,
+        _no_check,
+        help="generate photos with and without defects, and score them",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where to put photos and scores (default: clipad-demo)",
+    )
+    parser.add_argument(
+        "--n",
+        type=_number(int, 2, 999),
+        metavar="N",
+        help="number of photos, every second with a defect (default: 60)",
+    )
+
+
+def _add_models(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "models",
+        ModelsSettings,
+        _no_check,
+        help="list the CLIPs, download one, or measure its speed",
+    )
+    parser.add_argument(
+        "filter",
+        nargs="?",
+        metavar="TEXT",
+        help="list names with TEXT only",
+    )
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--download", metavar="CLIP", help="fetch the weights")
+    action.add_argument(
+        "--time", metavar="CLIP", help="measure its precisions and recommend one"
+    )
+    _add_clip_settings(parser)
+
+
+def _add_cache(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "cache",
+        CacheSettings,
+        _no_check,
+        help="look after a folder of embeddings (score --embedding-cache)",
+    )
+    parser.add_argument(
+        "action",
+        choices=("info", "clear", "verify"),
+        help="show its size, empty it, or check every entry and drop damaged ones",
+    )
+    parser.add_argument("folder", metavar="FOLDER")
+
+
+# -- benchmark -----------------------------------------------------------------
+
+
+def _add_benchmark(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "benchmark",
+        BenchmarkSettings,
+        _check_benchmark,
+        help="measure methods on a labelled data set, or compare two such runs",
+        description="Measure methods on a labelled data set. Run again with the same\n"
+        "options, an interrupted benchmark resumes where it stopped.\n\n"
+        "  clipad benchmark --data mvtec --root mvtec_ad --out results\n"
+        "  clipad benchmark compare first/results.json second/results.json",
+        epilog="""\
+layouts of --root:
+  mvtec      CATEGORY/test/good, CATEGORY/test/DEFECT,
+             CATEGORY/ground_truth/DEFECT
+  visa       as downloaded, with split_csv/1cls.csv, or the one-class layout
+  sewer-ml   SewerML_Val.csv, and the images in any folders
+  folder     good, and one folder for each defect; masks in ground_truth, if
+             any. With --categories, each of these is such a folder
+
+methods:
+  clip-ac              one normal and one anomalous prompt
+  prompt               the prompts of WinCLIP
+  random-word          a classifier trained on random words (seeded)
+  fusion               random-word and prompt together (seeded)
+  winclip              windows of patches, scored with prompts; has maps
+  winclip-random-word  the same, scored with random words (seeded); has maps
+  winclip-fusion       the same, scored with both (seeded); has maps
+  sdp                  CLIP-AD's staged dual path; has maps
+  sdp-plus             with layers trained on 600 generated images; has maps
+
+files in --out: results.json, results.csv, results.md, and times.csv. Metrics of
+pixels are taken at the size of the model's input. Exit status 1: a category
+failed.
+""",
+    )
+    # `compare` is not asked for by options of its parent, so nothing is inherited.
+    compare = _add_command(
+        parser.add_subparsers(metavar="[compare A.json B.json]"),
+        "compare",
+        CompareSettings,
+        _check_compare,
+        module="benchmark",
+        help="show how B differs from A, instead",
+    )
+    compare.add_argument("first", metavar="A.json")
+    compare.add_argument("second", metavar="B.json")
+    parser.add_argument("--data", choices=("mvtec", "visa", "sewer-ml", "folder"))
+    parser.add_argument("--root", metavar="FOLDER", help="where the data set is")
+    parser.add_argument(
+        "--categories", nargs="+", metavar="NAME", help="some of them (default: all)"
+    )
+    parser.add_argument(
+        "--methods",
+        type=lambda text: [method_name(name) for name in text.split(",")],
+        metavar="A,B,...",
+        help="see below (default: random-word,prompt,fusion)",
+    )
+    _add_clip(parser)
+    parser.add_argument(
+        "--known-object",
+        action="store_true",
+        help="give methods the name of the category (default: the object is unknown)",
+    )
+    for name, least, text in (
+        ("n_seeds", 1, "number of seeds of seeded methods"),
+        ("n_pairs", 1, "pairs of random-word prompts"),
+        ("n_draws", 100, "number of resamples for intervals"),
+    ):
+        parser.add_argument(
+            "--n-pairs" if name == "n_pairs" else "--" + name.removeprefix("n_"),
+            dest=name,
+            type=_number(int, least, 100 if name == "n_seeds" else math.inf),
+            metavar="N",
+            help=f"{text} (default: {_default(BenchmarkSettings, name)})",
+        )
+    parser.add_argument("--out", metavar="FOLDER", help="where the results go")
+    _add_clip_settings(parser)
+
+
+def _check_compare(given: dict[str, Any]) -> None:
+    others = given.keys() - {"first", "second"}
+    if others:
+        option = "--" + min(others).replace("_", "-")
+        raise UsageError(f"compare takes two files and no {option}")
+
+
+def _check_benchmark(given: dict[str, Any]) -> None:
+    for name in ("data", "root", "out"):
+        if name not in given:
+            raise UsageError(f"--{name} is required")
+    unknown = [name for name in given.get("methods", ()) if name not in METHODS]
+    if unknown:
+        raise UsageError(
+            f"--methods: unknown {', '.join(map(repr, unknown))}; expected some of "
+            + ", ".join(METHODS)
+        )
+    for option in ("methods", "categories"):
+        values = given.get(option, [])
+        twice = [name for i, name in enumerate(values) if name in values[:i]]
+        if twice:
+            raise UsageError(f"--{option}: {twice[0]!r} is listed twice")
+
+
+# -- shared --------------------------------------------------------------------
+
+
+def _add_clip(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--clip",
+        metavar="CLIP",
+        help="model/tag (see `clipad models`), hf-hub:organisation/name, a folder, "
+        "model/checkpoint-file, or tiny (default: ViT-B-16-plus-240/laion400m_e32)",
+    )
+
+
+def _add_clip_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda, ... (default: cuda if there)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=_number(int, 1),
+        metavar="N",
+        help="photos that go through the model at once (default: 32)",
+    )
+
+
+def _number(
+    kind: type[int] | type[float],
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: bool = False,
+    below: bool = False,
+) -> Callable[[str], float]:
+    """Return an argparse type: a finite number from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            what = "an integer" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+        inside = (value > low if above else value >= low) and (
+            value < high if below else value <= high
+        )
+        if not inside or not math.isfinite(value):
+            left, right = "(" if above else "[", ")" if below else "]"
+            raise argparse.ArgumentTypeError(
+                f"{text} is not in {left}{low:g}, {high:g}{right}"
+            )
+        return value
+
+    return parse

@@ -1,0 +1,138 @@
+"""The methods that ``clipad`` knows by name, in one table.
+
+Reading the table imports no torch: each detector is imported where it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .._clip.settings import OpenCLIP
+
+# Layers of SDP+ that no file gives are trained on this many generated images, and
+# longer than on the thousands of images of a whole data set.
+_N_AUXILIARY = 600
+_TRAINING: dict[str, Any] = {
+    "temperature": 0.07,
+    "learning_rate": 3e-3,
+    "n_epochs": 20,
+    "shuffle": True,
+}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a method can be given."""
+
+    class_name: str | None = None
+    random_state: int = 0
+    n_pairs: int = 10_000
+    layers: str | None = None  # None: trained on generated images
+
+    @property
+    def object_name(self) -> str:
+        """What prompts call the object."""
+        return self.class_name or "object"
+
+
+def _clip_ac(clip: OpenCLIP, choices: Choices) -> Any:
+    from .._detectors.prompt import PromptDetector
+
+    return PromptDetector(clip, prompts="clip-ac", class_name=choices.object_name)
+
+
+def _prompt(clip: OpenCLIP, choices: Choices) -> Any:
+    from .._detectors.prompt import PromptDetector
+
+    return PromptDetector(clip, class_name=choices.object_name)
+
+
+def _random_word(clip: OpenCLIP, choices: Choices) -> Any:
+    from .._detectors.random_word import RandomWordDetector
+
+    return RandomWordDetector(
+        clip,
+        class_name=choices.class_name,
+        n_pairs=choices.n_pairs,
+        random_state=choices.random_state,
+    )
+
+
+def _fusion(clip: OpenCLIP, choices: Choices) -> Any:
+    from .._detectors.fusion import FusionDetector
+
+    members = [
+        ("words", _random_word(clip, choices)),
+        ("prompts", _prompt(clip, choices)),
+    ]
+    return FusionDetector(members)
+
+
+def _winclip(scorer: Callable[[OpenCLIP, Choices], Any]) -> Callable[..., Any]:
+    def make(clip: OpenCLIP, choices: Choices) -> Any:
+        from .._detectors.winclip import WinCLIPDetector
+
+        return WinCLIPDetector(clip, scorer=scorer(clip, choices))
+
+    return make
+
+
+def _sdp(clip: OpenCLIP, choices: Choices) -> Any:
+    from .._detectors.sdp import SDPDetector
+
+    return SDPDetector(clip, class_name=choices.object_name)
+
+
+def _sdp_plus(clip: OpenCLIP, choices: Choices) -> Any:
+    from .._detectors.sdp_plus import SDPPlusDetector
+
+    training: dict[str, Any] = {}
+    if choices.layers is None:
+        training = {"random_state": choices.random_state, **_TRAINING}
+    return SDPPlusDetector(clip, class_name=choices.object_name, **training)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: whether it has a seed, what it takes, and how it is made."""
+
+    seeded: bool
+    on_images: bool  # else on embeddings
+    make: Callable[[OpenCLIP, Choices], Any]
+
+
+METHODS: dict[str, Method] = {
+    "clip-ac": Method(False, False, _clip_ac),
+    "prompt": Method(False, False, _prompt),
+    "random-word": Method(True, False, _random_word),
+    "fusion": Method(True, False, _fusion),
+    "winclip": Method(False, True, _winclip(_prompt)),
+    "winclip-random-word": Method(True, True, _winclip(_random_word)),
+    "winclip-fusion": Method(True, True, _winclip(_fusion)),
+    "sdp": Method(False, True, _sdp),
+    "sdp-plus": Method(True, True, _sdp_plus),
+}
+
+
+def method_name(text: str) -> str:
+    """Return the name in `METHODS` of a name that a user gives."""
+    return {"sdp+": "sdp-plus"}.get(text, text)
+
+
+def fitted_detector(name: str, clip: OpenCLIP, choices: Choices) -> Any:
+    """Return the fitted detector, on images or on embeddings, of a method."""
+    detector = METHODS[name].make(clip, choices)
+    if name != "sdp-plus":
+        return detector.fit(None)
+    if choices.layers is not None:
+        return detector.load_layers(choices.layers)
+    from ..datasets import make_defect_images
+
+    # Other images than those of a benchmark on generated images with small seeds.
+    auxiliary = make_defect_images(
+        _N_AUXILIARY, random_state=10**6 + choices.random_state
+    )
+    return detector.fit(auxiliary.images, auxiliary.masks)

@@ -1,0 +1,91 @@
+"""Rows of scores: how they are ranked, written and printed."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import platform
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .._score_rows import SCORE_COLUMNS, error_row, score_row
+from .._version import __version__
+from .output import no_formula, printable, write_text
+
+COLUMNS = ("path", "rank", *SCORE_COLUMNS[1:])
+_VERSIONS = ("open_clip_torch", "torch", "scikit-learn", "numpy", "pillow")
+
+
+def make_rows(
+    paths: Sequence[str],
+    margins: np.ndarray,
+    threshold: float,
+    errors: dict[int, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the rows of the table, most suspicious first, unreadable photos last.
+
+    Equal margins are ranked by path.
+    """
+    rows = []
+    # NaN has no place in an order: it would spoil that of the others.
+    readable = np.flatnonzero(np.isfinite(margins)).tolist()
+    order = sorted(readable, key=lambda i: (margins[i], paths[i]))
+    for rank, i in enumerate(order, start=1):
+        row = score_row(paths[i], float(margins[i]), threshold)
+        rows.append({"path": None, "rank": rank} | row)
+    for i, reason in sorted((errors or {}).items()):
+        rows.append({"path": None, "rank": None} | error_row(paths[i], reason))
+    return rows
+
+
+def write_rows(path: str, rows: list[dict[str, Any]], settings: Any = None) -> None:
+    """Write the rows to a CSV file, or with the settings to a JSON file, in one go."""
+    if path.endswith(".json"):
+        report = {"settings": settings, "versions": versions(), "scores": rows}
+        # ASCII keeps even names that are not valid Unicode, and can be read back.
+        text = json.dumps(report, indent=1, default=str, allow_nan=False) + "\n"
+    else:
+        text = as_csv(rows, COLUMNS)
+    write_text(path, text)
+
+
+def as_csv(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> str:
+    """Return rows as CSV; no spreadsheet runs the names of files and folders in it."""
+    buffer = io.StringIO(newline="")
+    # Only so are line breaks of both kinds quoted, wherever they stand.
+    writer = csv.DictWriter(
+        buffer, columns, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
+    )
+    writer.writeheader()
+    for row in rows:
+        names = {n: no_formula(row[n]) for n in ("path", "category") if n in row}
+        writer.writerow(row | names)
+    return buffer.getvalue()
+
+
+def versions() -> dict[str, str]:
+    """Return what ran: this package, Python, and the packages that matter."""
+    return {
+        "clipad-sklearn": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _VERSIONS},
+    }
+
+
+def print_table(rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Print rows in aligned columns; the last one, a path, may be of any length."""
+    table = [list(columns)]
+    for row in rows:
+        values = [row[name] for name in columns]
+        table.append(
+            [f"{v:.3f}" if isinstance(v, float) else printable(str(v)) for v in values]
+        )
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widths[-1] = 0
+    for line in table:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
