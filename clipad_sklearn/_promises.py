@@ -12,6 +12,7 @@ set, the rate is distributed as Beta(k, n + 1 - k).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -89,7 +90,7 @@ def _lowest_keeps(
     return bool(_at_least(betainc(1, n_scores, max_false_alarm), confidence))
 
 
-def _at_least(probabilities: np.ndarray, confidence: float) -> np.ndarray:
+def _at_least(probabilities: Any, confidence: float) -> Any:
     # Some probabilities are equal to a round confidence.
     return probabilities >= confidence - 1e-12
 

@@ -7,6 +7,10 @@ more normal: pass ``-detector.score_samples(X)``. `get_scorer` does this for you
 Labels are {-1, +1} with -1 for anomalous (scikit-learn's outlier detectors) or
 {0, 1} or bool with 1 for anomalous (the field's data sets).
 
+`error_bounds`, `p_values` and `shift_test` are about thresholds and promises. As
+``offset_`` and ``calibration_scores_`` of a detector are, **their scores are those of**
+``score_samples``: higher means more normal.
+
 `auroc`, `aupr` and `f1_max` judge pixels instead of images when they are given
 masks and anomaly maps in place of labels and scores. `pro` always does.
 """
@@ -15,11 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from numbers import Real
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage
+from scipy.stats import binomtest
 from sklearn.metrics import (
     average_precision_score,
     precision_recall_curve,
@@ -27,8 +33,20 @@ from sklearn.metrics import (
 )
 
 from ._masks import numbered_mask
+from ._promises import p_values, shift_test
 
-__all__ = ["aupr", "auroc", "f1_max", "get_scorer", "pro", "to_outlier_labels"]
+__all__ = [
+    "ErrorRate",
+    "aupr",
+    "auroc",
+    "error_bounds",
+    "f1_max",
+    "get_scorer",
+    "p_values",
+    "pro",
+    "shift_test",
+    "to_outlier_labels",
+]
 
 Labels = ArrayLike | Sequence[np.ndarray | None]
 Scores = ArrayLike | Sequence[np.ndarray]
@@ -302,6 +320,128 @@ def pro(
     return float(min(area / max_fpr, 1.0))
 
 
+class ErrorRate(NamedTuple):
+    """An error rate with its interval, as `error_bounds` returns two of them.
+
+    Parameters
+    ----------
+    n_errors : int
+        How many samples were judged wrong.
+    n_samples : int
+        Of how many.
+    rate : float
+        ``n_errors / n_samples``.
+    low : float
+        Lower end of the interval.
+    high : float
+        Upper end of the interval.
+
+    See Also
+    --------
+    error_bounds : Makes them.
+
+    Examples
+    --------
+    >>> from clipad_sklearn.metrics import error_bounds
+    >>> false_alarms, escapes = error_bounds([1, 1, -1], [3.0, 2.0, 0.5], offset=1.0)
+    >>> escapes
+    ErrorRate(n_errors=0, n_samples=1, rate=0.0, low=0.0, high=0.975)
+    """
+
+    n_errors: int
+    n_samples: int
+    rate: float
+    low: float
+    high: float
+
+
+def error_bounds(
+    y_true: ArrayLike, scores: ArrayLike, offset: float, *, confidence: float = 0.95
+) -> tuple[ErrorRate, ErrorRate]:
+    """Rates of false alarms and of escapes, with exact intervals.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        Labels in {-1, +1} with -1 for anomalous, or in {0, 1} or bool with 1 for
+        anomalous, of images that neither taught the detector nor set its threshold.
+    scores : array-like of shape (n_samples,)
+        As ``score_samples`` returns them: higher means more normal.
+    offset : float
+        The threshold, such as ``offset_`` of the detector. Lower scores are flagged.
+    confidence : float in (0, 1), default=0.95
+        Of each interval.
+
+    Returns
+    -------
+    false_alarms, escapes : ErrorRate
+        Named tuples ``(n_errors, n_samples, rate, low, high)``: how many good images
+        were flagged and how many anomalous ones were not, of how many, which rate that
+        is, and the interval in which the rate on new images lies.
+
+    Raises
+    ------
+    ValueError
+        If labels or scores are not as described or not finite, only one class
+        occurs, or `confidence` is out of range.
+
+    See Also
+    --------
+    clipad_sklearn.calibrate_threshold : Promises a rate of false alarms.
+
+    Notes
+    -----
+    The intervals are those of Clopper and Pearson [1]_, which cover the rate at least
+    this often, whatever the number of images. Zero escapes among 20 anomalous images
+    still leave a rate of 17 % possible.
+
+    Good images that set the threshold by a promise are the wrong ones to measure false
+    alarms; anomalous images of the same set, which had no part in it, are right for
+    escapes.
+
+    References
+    ----------
+    .. [1] C. J. Clopper, E. S. Pearson, "The Use of Confidence or Fiducial Limits
+       Illustrated in the Case of the Binomial", Biometrika, 1934.
+
+    Examples
+    --------
+    >>> from clipad_sklearn.metrics import error_bounds
+    >>> y, scores = [1] * 30 + [-1] * 20, [2.0] * 29 + [0.5] + [0.1] * 20
+    >>> false_alarms, escapes = error_bounds(y, scores, offset=1.0)
+    >>> print(f"{false_alarms.rate:.3f} {false_alarms.low:.3f} {false_alarms.high:.3f}")
+    0.033 0.001 0.172
+    >>> escapes.n_errors, escapes.n_samples, round(escapes.high, 3)
+    (0, 20, 0.168)
+    """
+    number = isinstance(confidence, Real) and not isinstance(confidence, bool)
+    if not number or not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence!r}: expected a number in (0, 1).")
+    if not isinstance(offset, Real) or np.isnan(offset):
+        raise ValueError(f"offset={offset!r}: expected a number.")
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(
+            f"scores: expected one number per image, got an array of shape "
+            f"{values.shape}."
+        )
+    is_anomalous, values = _check_labels(y_true, values)
+    flagged = values < offset
+    return (
+        _error_rate(flagged[~is_anomalous], confidence),
+        _error_rate(~flagged[is_anomalous], confidence),
+    )
+
+
+def _error_rate(errors: np.ndarray, confidence: float) -> ErrorRate:
+    n_errors, n_samples = int(np.count_nonzero(errors)), len(errors)
+    interval = binomtest(n_errors, n_samples).proportion_ci(confidence, method="exact")
+    rate = n_errors / n_samples
+    return ErrorRate(
+        n_errors, n_samples, rate, float(interval.low), float(interval.high)
+    )
+
+
 def _are_maps(anomaly_scores: Any) -> bool:
     if isinstance(anomaly_scores, np.ndarray) and anomaly_scores.dtype != object:
         return anomaly_scores.ndim == 3
@@ -324,6 +464,10 @@ def _check_pairs(y_true: Any, anomaly_scores: Any) -> tuple[np.ndarray, np.ndarr
             "anomaly_scores must be one number per sample, or a list of maps (H, W). "
             "Wrap a single map and its mask in lists."
         )
+    return _check_labels(y_true, scores)
+
+
+def _check_labels(y_true: Any, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     is_anomalous = to_outlier_labels(y_true)
     if len(scores) != len(is_anomalous):
         raise ValueError(

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .. import metrics
 from .._clip.settings import check_clip
+from .._promises import floor_count
 
 
 class BaseDetector(OutlierMixin, BaseEstimator):
@@ -26,6 +27,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
     classes_: np.ndarray
     offset_: float
+    calibration_scores_: np.ndarray
     contamination: float | str
 
     # -- from margins to everything else ----------------------------------------
@@ -70,12 +72,14 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
     def _set_offset(self, X: Any, **params: Any) -> None:
         """Set `offset_` and `classes_`; the last step of every `fit`."""
+        self.__dict__.pop("calibration_scores_", None)  # of an earlier fit
         self.classes_ = np.array([-1, 1])
         self.offset_ = 0.0
         if self.contamination != "auto":
             margins = np.sort(self._checked_margins(X, **params))
             # This many lie below it; scores equal to the offset are normal.
-            self.offset_ = float(margins[int(self.contamination * len(margins))])
+            n_below = floor_count(float(self.contamination), len(margins))
+            self.offset_ = float(margins[n_below])
 
     def _check_contamination(self, X: Any) -> None:
         value = self.contamination
@@ -162,6 +166,36 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             threshold is set, one half is not the boundary of the verdicts.
         """
         return self._probabilities(self._checked_margins(X))
+
+    def p_values(self, X: Any) -> np.ndarray:
+        """Return for each sample the share of good ones that look at least as odd.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), dtype float64
+            p-values in (0, 1], from the good images that :func:`calibrate_threshold`
+            was given: see :func:`clipad_sklearn.metrics.p_values`.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not calibrated.
+        """
+        return self._p_values(self.score_samples(X))
+
+    def _p_values(self, margins: np.ndarray) -> np.ndarray:
+        check_is_fitted(
+            self,
+            "calibration_scores_",
+            msg="This %(name)s is not calibrated: call calibrate_threshold with good "
+            "images before p_values.",
+        )
+        return metrics.p_values(margins, self.calibration_scores_)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the area under the ROC curve.
@@ -261,6 +295,29 @@ class ClassNameDetector(BaseDetector):
             function of the margin, which does not move with `offset_`.
         """
         return self._probabilities(self._checked_margins(X, class_name=class_name))
+
+    def p_values(self, X: Any, class_name: Any = None) -> np.ndarray:
+        """Return for each sample the share of good ones that look at least as odd.
+
+        Parameters
+        ----------
+        X : {array-like, sequence of images}
+            The samples, of the kind that `fit` takes.
+        class_name : str, array-like of str of shape (n_samples,) or None, default=None
+            What the images show. None is what `fit` was given.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), dtype float64
+            p-values in (0, 1], from the good images that :func:`calibrate_threshold`
+            was given: see :func:`clipad_sklearn.metrics.p_values`.
+
+        Raises
+        ------
+        NotFittedError
+            If the detector is not calibrated.
+        """
+        return self._p_values(self.score_samples(X, class_name=class_name))
 
     def score(
         self, X: Any, y: Any, sample_weight: Any = None, class_name: Any = None

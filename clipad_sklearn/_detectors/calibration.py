@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from .._promises import n_scores_needed, smallest_promise, threshold_rank
 from ..metrics import to_outlier_labels
 from .class_names import last_step, score_named
 
@@ -23,6 +28,7 @@ def calibrate_threshold(
     *,
     strategy: str | None = None,
     max_false_alarm: float = 0.05,
+    confidence: float | None = None,
     class_name: Any = None,
 ) -> _Detector:
     """Set the threshold of a fitted detector from images.
@@ -35,22 +41,28 @@ def calibrate_threshold(
     ----------
     detector : outlier detector
         Fitted, or a fitted Pipeline, search or FrozenEstimator of one. Its
-        ``offset_`` is changed in place.
+        ``offset_`` is changed in place, and the sorted scores of the good images are
+        left in it as ``calibration_scores_``.
     X : sequence of length n_samples
-        What the detector scores, such as images or paths.
+        What the detector scores, such as images or paths. The good ones should be
+        images that the detector did not learn from.
     y : array-like of shape (n_samples,) or None, default=None
         Labels in {-1, +1} with -1 for anomalous, or in {0, 1} or bool with 1 for
         anomalous. None: all of `X` are good.
     strategy : {"f1", "youden", "max_false_alarm"} or None, default=None
         ``"f1"`` maximises the F1 score of the anomalies, ``"youden"`` their
-        true-positive rate minus the false-positive rate. ``"max_false_alarm"`` flags
-        as much as it can while at most the share `max_false_alarm` of the good
-        images is flagged. None means ``"f1"`` with labels and
-        ``"max_false_alarm"`` without; the others need labels.
+        true-positive rate minus the false-positive rate, both on `X`.
+        ``"max_false_alarm"`` flags as much as it can while new good images are flagged
+        at the rate `max_false_alarm` at most; of `X`, only the good images matter. None
+        means ``"max_false_alarm"`` without labels or with a `confidence`, and ``"f1"``
+        otherwise. ``"f1"`` and ``"youden"`` need labels.
     max_false_alarm : float in [0, 1), default=0.05
-        Largest share of good images that may be flagged. Used by
-        ``strategy="max_false_alarm"`` only. With fewer than ``1 /
-        max_false_alarm`` good images, none of them is.
+        Largest rate at which new good images may be flagged. Used by
+        ``strategy="max_false_alarm"`` only.
+    confidence : float in (0, 1) or None, default=None
+        None: the rate is kept on average over sets of calibration images. Otherwise
+        the rate is at most `max_false_alarm` with this probability, for the set that
+        is given; 0.95 needs about three times as many good images.
     class_name : str, array-like of shape (n_samples,) or None, default=None
         What the images show, for a detector that takes it; others ignore it.
 
@@ -67,36 +79,74 @@ def calibrate_threshold(
         If the detector has no ``score_samples`` or no ``offset_``.
     ValueError
         If there are no images, not one label per image, other labels or only one
-        class, scores that are not finite, or a strategy that does not fit.
+        class, scores that are not finite, or a strategy that does not fit; with
+        `confidence` if there are too few good images, or if some of them are references
+        of the detector.
+
+    Warns
+    -----
+    UserWarning
+        If there are too few good images to keep `max_false_alarm` on average. The
+        threshold is then the lowest of their scores, and the warning says what that
+        promises. Also if good images are references of the detector.
+
+    See Also
+    --------
+    clipad_sklearn.CalibratedThresholdDetector : Sets the threshold within `fit`.
+    clipad_sklearn.metrics.error_bounds : Error rates on labelled images.
+    clipad_sklearn.metrics.p_values : How odd an image is among good ones.
+    clipad_sklearn.metrics.shift_test : Whether the promise can still hold.
 
     Notes
     -----
-    An image is flagged when its score is below ``offset_``. All cuts between scores
-    found in `X` are compared. Of equally good ones, ``"f1"`` and ``"youden"`` take
-    the one that flags fewest. The threshold is put midway between the scores on
-    both sides of the cut, to leave room on either side; below the lowest score
-    there is no other side, and it is that score. Both are our choices.
+    An image is flagged when its score is below ``offset_``. The promise of
+    ``"max_false_alarm"`` is that of conformal prediction [1]_ and of distribution-free
+    tolerance limits [2]_. Let good images be exchangeable with those to come, and
+    s_(1) <= ... <= s_(n) be the scores of those in `X`. The threshold s_(k) flags a new
+    one with probability k / (n + 1) on average over sets of n, and given the set at a
+    rate that is distributed as Beta(k, n + 1 - k); with tied scores, less often. The
+    largest k is taken that keeps `max_false_alarm`. At a `confidence` of 0.95, the
+    rates 10, 5, 2 and 1 % need 29, 59, 149 and 299 good images, and on average 9, 19,
+    49 and 99. The 1e-9 by which k may be rounded up is our choice.
 
-    The rates hold on `X`. On new images they vary as any estimate does: with 20
-    good images, an allowed 5 % is one image.
+    For ``"f1"`` and ``"youden"`` all cuts between scores found in `X` are compared. Of
+    equally good ones, the one is taken that flags fewest. The threshold is put midway
+    between the scores on both sides of the cut, to leave room on either side; below
+    the lowest score there is no other side, and it is that score. Both are our
+    choices. Rates that were found on `X` vary on new images as any estimate does.
+
+    References of a detector, whose scores leave out the image itself, give estimates
+    and no promise.
 
     A detector's ``predict_proba`` does not move with ``offset_``. Detectors of other
     libraries work if their ``predict`` compares with ``offset_``; that of
     :class:`sklearn.svm.OneClassSVM` does not.
+
+    References
+    ----------
+    .. [1] V. Vovk, A. Gammerman, G. Shafer, "Algorithmic Learning in a Random World",
+       Springer, 2005.
+    .. [2] S. S. Wilks, "Determination of Sample Sizes for Setting Tolerance Limits",
+       Annals of Mathematical Statistics, 1941.
 
     Examples
     --------
     >>> import numpy as np
     >>> from sklearn.ensemble import IsolationForest
     >>> from clipad_sklearn import calibrate_threshold
-    >>> good = np.random.default_rng(0).normal(size=(200, 2))
-    >>> detector = IsolationForest(random_state=0).fit(good)
+    >>> rng = np.random.default_rng(0)
+    >>> detector = IsolationForest(random_state=0).fit(rng.normal(size=(200, 2)))
+    >>> good, new = rng.normal(size=(199, 2)), rng.normal(size=(5000, 2))
     >>> detector = calibrate_threshold(detector, good, max_false_alarm=0.1)
-    >>> float(np.mean(detector.predict(good) == -1))
-    0.1
+    >>> bool(np.mean(detector.predict(new) == -1) < 0.12)
+    True
+    >>> detector = calibrate_threshold(detector, good, confidence=0.95)
+    >>> bool(np.mean(detector.predict(new) == -1) < 0.05)
+    True
     """
     if strategy is None:
-        strategy = "max_false_alarm" if y is None else "f1"
+        promised = y is None or confidence is not None
+        strategy = "max_false_alarm" if promised else "f1"
     if strategy not in _STRATEGIES:
         names = ", ".join(map(repr, _STRATEGIES))
         raise ValueError(f"strategy={strategy!r} is not known. Use one of {names}.")
@@ -105,8 +155,7 @@ def calibrate_threshold(
             f"strategy={strategy!r} needs labels: pass y, or use "
             "strategy='max_false_alarm' with good images only."
         )
-    if not isinstance(max_false_alarm, Real) or not 0 <= max_false_alarm < 1:
-        raise ValueError(f"max_false_alarm must be in [0, 1), got {max_false_alarm!r}.")
+    _check_rates(strategy, max_false_alarm, confidence)
     last = last_step(detector)
     check_is_fitted(last)
     for attribute in ("score_samples", "offset_"):
@@ -119,8 +168,33 @@ def calibrate_threshold(
         raise ValueError("X is None, but a threshold is set from images: pass some.")
 
     scores = _score_samples(detector, X, class_name)
-    last.offset_ = _choose(scores, _check_y(y, len(scores)), strategy, max_false_alarm)
+    is_anomalous = _check_y(y, len(scores))
+    good = np.sort(scores[~is_anomalous])
+    if strategy == "max_false_alarm":
+        _check_references(detector, X, is_anomalous, confidence)
+        offset = _promised(good, max_false_alarm, confidence)
+    else:
+        offset = _best_cut(scores, is_anomalous, strategy)
+    last.offset_ = offset
+    last.calibration_scores_ = good
     return detector
+
+
+def are_references(detector: Any, X: Any) -> np.ndarray:
+    """Return which of X a fitted detector keeps as references.
+
+    A detector that keeps some says so in its method ``is_reference(X)``.
+    """
+    if isinstance(detector, Pipeline):
+        X = detector[:-1].transform(X) if len(detector) > 1 else X
+        return are_references(detector[-1], X)
+    if isinstance(detector, FrozenEstimator):
+        return are_references(detector.estimator, X)
+    if hasattr(detector, "best_estimator_"):
+        return are_references(detector.best_estimator_, X)
+    if hasattr(detector, "is_reference"):
+        return np.asarray(detector.is_reference(X), dtype=bool)
+    return np.zeros(len(X), dtype=bool)
 
 
 def _score_samples(detector: Any, X: Any, class_name: Any) -> np.ndarray:
@@ -154,12 +228,72 @@ def _check_y(y: ArrayLike | None, n_samples: int) -> np.ndarray:
         raise
 
 
-def _choose(
-    scores: np.ndarray,
-    is_anomalous: np.ndarray,
-    strategy: str,
-    max_false_alarm: float,
+def _check_rates(strategy: str, max_false_alarm: Any, confidence: Any) -> None:
+    if not _is_number(max_false_alarm) or not 0 <= max_false_alarm < 1:
+        raise ValueError(
+            f"max_false_alarm={max_false_alarm!r}: expected a number in [0, 1)."
+        )
+    if confidence is None:
+        return
+    if not _is_number(confidence) or not 0 < confidence < 1:
+        raise ValueError(
+            f"confidence={confidence!r}: expected None or a number in (0, 1)."
+        )
+    if strategy != "max_false_alarm":
+        raise ValueError(
+            f"confidence={confidence!r} is for strategy='max_false_alarm': "
+            f"{strategy!r} promises no rate."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _check_references(
+    detector: Any, X: Any, is_anomalous: np.ndarray, confidence: float | None
+) -> None:
+    """Refuse a promise on good images that taught the detector, or warn."""
+    n_references = int(np.count_nonzero(are_references(detector, X) & ~is_anomalous))
+    if n_references == 0:
+        return
+    message = (
+        f"{n_references} of the good images are references of the detector. Scores "
+        "that leave out the image itself give an estimate of the false alarms, no "
+        "promise: calibrate with other images"
+    )
+    if confidence is not None:
+        raise ValueError(f"{message}, or without confidence.")
+    warnings.warn(f"{message}.", UserWarning, stacklevel=3)
+
+
+def _promised(
+    good: np.ndarray, max_false_alarm: float, confidence: float | None
 ) -> float:
+    """Return the highest of the sorted scores that keeps the promise."""
+    rank = threshold_rank(len(good), max_false_alarm, confidence)
+    if rank == 0:
+        # Rounded up, so that it can be promised.
+        least = math.ceil(smallest_promise(len(good), confidence) * 1e4) / 1e4
+        kept = "on average" if confidence is None else f"with confidence={confidence}"
+        if max_false_alarm == 0:
+            needs = "cannot be promised by any number of good images"
+        else:
+            n_needed = n_scores_needed(max_false_alarm, confidence)
+            needs = f"{kept} needs {n_needed} good images"
+        message = (
+            f"max_false_alarm={max_false_alarm} {needs}. X has {len(good)}, which can "
+            f"promise {least:.2%} {kept} at best."
+        )
+        if confidence is not None:
+            raise ValueError(message)
+        message += " The threshold is the lowest of their scores, which does so."
+        warnings.warn(message, UserWarning, stacklevel=3)
+        rank = 1
+    return float(good[rank - 1])
+
+
+def _best_cut(scores: np.ndarray, is_anomalous: np.ndarray, strategy: str) -> float:
     # Cut j flags all scores below levels[j]; the last one flags everything.
     levels = np.unique(scores)
     hits = np.searchsorted(np.sort(scores[is_anomalous]), levels)
@@ -169,9 +303,7 @@ def _choose(
     hits = np.append(hits, n_anomalous)
     false_alarms = np.append(false_alarms, n_good)
 
-    if strategy == "max_false_alarm":
-        cut = int(np.flatnonzero(false_alarms / n_good <= max_false_alarm)[-1])
-    elif strategy == "youden":
+    if strategy == "youden":
         # In whole numbers, so that equal rates are equal.
         cut = int(np.argmax(hits * n_good - false_alarms * n_anomalous))
     else:

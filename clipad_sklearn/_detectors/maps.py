@@ -14,6 +14,7 @@ from .._clip.encoding import pixel_batches
 from .._clip.models import check_settings, load
 from .._clip.settings import OpenCLIP, check_clip
 from .._images import check_images
+from .._promises import floor_count
 from .base import ClassNameDetector
 from .class_names import names_of_images
 
@@ -216,7 +217,7 @@ class MapDetector(ClassNameDetector):
             bins = np.rint(anomaly_map.astype(np.float64) * _N_BINS).astype(np.int64)
             counts += np.bincount(bins.ravel(), minlength=_N_BINS + 1)
         above = counts[::-1].cumsum()[::-1] - counts
-        allowed = int(float(self.pixel_contamination) * counts.sum())
+        allowed = floor_count(float(self.pixel_contamination), int(counts.sum()))
         self.pixel_offset_ = (int(np.argmax(above <= allowed)) + 0.5) / _N_BINS
 
     def __sklearn_tags__(self) -> Tags:

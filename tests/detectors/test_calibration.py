@@ -76,23 +76,40 @@ def calibrated(scores, y=None, *, dtype="float64", **params):
         # Equally good cuts: the one that flags fewest.
         ([1, 2, 3, 4], [-1, 1, -1, 1], {"strategy": "youden"}, 1.5),
         ([5, 5, 5, 5], [-1, 1, -1, 1], {"strategy": "youden"}, 5),
-        # Good images only: as many as allowed are flagged.
-        ([4, 1, 3, 2], None, {"max_false_alarm": 0}, 1),
-        ([4, 1, 3, 2], None, {"max_false_alarm": 0.24}, 1),
-        ([4, 1, 3, 2], None, {"max_false_alarm": 0.25}, 1.5),
-        ([4, 1, 3, 2], None, {"max_false_alarm": 0.5}, 2.5),
-        ([4, 1, 3, 2], None, {"max_false_alarm": 0.99}, 3.5),
+        # Good images only: the k-th lowest score, with k = floor(rate (n + 1)).
+        ([4, 1, 3, 2], None, {"max_false_alarm": 0.2}, 1),
+        ([4, 1, 3, 2], None, {"max_false_alarm": 0.39}, 1),
+        ([4, 1, 3, 2], None, {"max_false_alarm": 0.4}, 2),
+        ([4, 1, 3, 2], None, {"max_false_alarm": 0.5}, 2),
+        ([4, 1, 3, 2], None, {"max_false_alarm": 0.99}, 4),
         ([1, 1, 1, 2], None, {"max_false_alarm": 0.5}, 1),
-        ([7], None, {}, 7),
-        (list(range(20)), None, {}, 0.5),
-        (list(range(19)), None, {}, 0),
-        # With labels the bound is on the good ones, however bad the others are.
-        ([0, 4, 5, 1, 3, 2], [-1] + [1] * 5, {"strategy": "max_false_alarm"}, 0.5),
+        (list(range(20)), None, {}, 0),
+        (list(range(39)), None, {}, 1),
+        (list(range(99)), None, {"max_false_alarm": 0.29}, 28),
+        # With confidence: BetaCDF(0.1; k, n + 1 - k) >= 0.95.
+        (list(range(29)), None, {"max_false_alarm": 0.1, "confidence": 0.95}, 0),
+        (list(range(45)), None, {"max_false_alarm": 0.1, "confidence": 0.95}, 0),
+        (list(range(46)), None, {"max_false_alarm": 0.1, "confidence": 0.95}, 1),
+        (list(range(1)), None, {"max_false_alarm": 0.95, "confidence": 0.95}, 0),
+        # With labels the promise is about the good ones, however bad the others are.
+        (
+            [0, 4, 5, 1, 3, 2],
+            [-1] + [1] * 5,
+            {"strategy": "max_false_alarm", "max_false_alarm": 0.2},
+            1,
+        ),
         (
             [0, 1, 2, 3, 4],
             [0, 1, 1, 0, 0],
-            {"strategy": "max_false_alarm", "max_false_alarm": 0.4},
-            2.5,
+            {"strategy": "max_false_alarm", "max_false_alarm": 0.5},
+            3,
+        ),
+        # A confidence is about false alarms, with labels too.
+        (
+            [0, 4, 5, 1, 3, 2],
+            [-1] + [1] * 5,
+            {"max_false_alarm": 0.5, "confidence": 0.9},
+            1,
         ),
     ],
 )
@@ -103,10 +120,118 @@ def test_known_thresholds(scores, y, params, offset):
 def test_the_default_strategy_depends_on_the_labels():
     scores, y = [1, 2, 7, 9], [-1, -1, 1, 1]
     assert calibrated(scores, y).offset_ == calibrated(scores, y, strategy="f1").offset_
+    good, params = list(range(30)), {"max_false_alarm": 0.1}
     assert (
-        calibrated(scores).offset_
-        == calibrated(scores, strategy="max_false_alarm").offset_
+        calibrated(good, **params).offset_
+        == calibrated(good, strategy="max_false_alarm", **params).offset_
     )
+
+
+# Too few images ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "y", "max_false_alarm", "message"),
+    [
+        (
+            18,
+            None,
+            0.05,
+            "max_false_alarm=0.05 on average needs 19 good images. X has 18, which "
+            "can promise 5.27% on average at best. The threshold is the lowest of",
+        ),
+        (40, None, 0.02, "needs 49 good images. X has 40, which can promise 2.44%"),
+        (
+            5,
+            [1, 1, 1, 1, -1],
+            0.1,
+            "needs 9 good images. X has 4, which can promise 20",
+        ),
+        (3, None, 0, "max_false_alarm=0 cannot be promised by any number of good imag"),
+    ],
+)
+def test_too_few_for_the_average_warn(n, y, max_false_alarm, message):
+    scores = np.arange(n, 0, -1.0)
+    params = {"strategy": "max_false_alarm", "max_false_alarm": max_false_alarm}
+    with pytest.warns(UserWarning, match=re.escape(message)) as caught:
+        detector = calibrated(scores, y, **params)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert detector.offset_ == (1 if y is None else 2)
+
+
+@pytest.mark.parametrize(
+    ("n", "max_false_alarm", "message"),
+    [
+        (
+            40,
+            0.02,
+            "max_false_alarm=0.02 with confidence=0.95 needs 149 good images. X has "
+            "40, which can promise 7.22% with confidence=0.95 at best.",
+        ),
+        (28, 0.1, "needs 29 good images. X has 28, which can promise 10.15%"),
+        (28, 0, "max_false_alarm=0 cannot be promised by any number of good images."),
+    ],
+)
+def test_too_few_for_a_confidence_is_an_error(n, max_false_alarm, message):
+    detector = GivenScores().fit()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        calibrate_threshold(
+            detector, np.arange(n), max_false_alarm=max_false_alarm, confidence=0.95
+        )
+    assert vars(detector) == vars(GivenScores().fit())
+
+
+def test_what_the_error_says_can_be_promised():
+    for n in (1, 2, 10, 28, 40, 58, 100):
+        for confidence in (0.5, 0.9, 0.95):
+            params = {"max_false_alarm": 1e-6, "confidence": confidence}
+            with pytest.raises(ValueError, match="good images") as error:
+                calibrated(np.arange(n), **params)
+            percent = re.search(r"can promise ([\d.]+)%", str(error.value)).group(1)
+            params["max_false_alarm"] = float(percent) / 100
+            assert calibrated(np.arange(n), **params).offset_ == 0
+
+
+# References -------------------------------------------------------------------
+
+
+class KeepsReferences(GivenScores):
+    def is_reference(self, X):
+        return np.asarray(X).reshape(len(X)) < 3
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda detector: detector,
+        lambda detector: make_pipeline(FunctionTransformer(), detector),
+        FrozenEstimator,
+        lambda detector: make_pipeline(FrozenEstimator(make_pipeline(detector))),
+    ],
+)
+def test_references_promise_nothing(wrap):
+    scores, params = np.arange(20.0)[:, None], {"max_false_alarm": 0.2}
+    with pytest.warns(UserWarning, match="3 of the good images are references of the"):
+        calibrate_threshold(wrap(KeepsReferences().fit()), scores, **params)
+    detector = KeepsReferences().fit()
+    with pytest.raises(ValueError, match="calibrate with other images, or without co"):
+        calibrate_threshold(wrap(detector), scores, **params, confidence=0.9)
+    assert detector.offset_ == 0
+    # Other images are welcome, and bad ones promise nothing anyway.
+    calibrate_threshold(wrap(detector), scores[3:], **params)
+    params["confidence"] = 0.9
+    calibrate_threshold(wrap(detector), scores, np.arange(20) < 3, **params)
+    assert detector.offset_ == 3
+
+
+# Calibration scores -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["f1", "youden", "max_false_alarm"])
+def test_sorted_scores_of_the_good_images_stay(strategy):
+    scores, y = [5, 1, 7, 2, 9, 0], [1, -1, 1, 1, 1, -1]
+    detector = calibrated(scores, y, strategy=strategy, max_false_alarm=0.2)
+    assert detector.calibration_scores_.tolist() == [2, 5, 7, 9]
 
 
 # Properties -----------------------------------------------------------------
@@ -125,34 +250,29 @@ def split(pairs, dtype):
     return scores.astype(dtype), np.array([label for _, label in pairs])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     scores=st.lists(score, min_size=1, max_size=60),
-    bound=st.floats(0, 1, exclude_max=True),
+    rank=st.integers(1, 60),
     dtype=dtypes,
 )
-def test_false_alarms_never_exceed_the_bound(scores, bound, dtype):
+def test_rates_of_whole_ranks_give_their_scores(scores, rank, dtype):
+    assume(rank <= len(scores))
     scores, _ = split([(value, False) for value in scores], dtype)
-    detector = calibrated(scores, max_false_alarm=bound, dtype=dtype)
-    flagged = detector.predict(scores) == -1
-    assert np.mean(flagged) <= bound
-    # And no higher threshold keeps it.
-    lowest_normal = scores[~flagged].min()
-    assert np.mean(scores <= lowest_normal) > bound
+    rate = rank / (len(scores) + 1)
+    detector = calibrated(scores, max_false_alarm=rate, dtype=dtype)
+    assert detector.offset_ == np.sort(scores)[rank - 1]
+    assert np.sum(detector.predict(scores) == -1) < rank
 
 
-@settings(max_examples=300, deadline=None)
-@given(pairs=labelled, bound=st.floats(0, 1, exclude_max=True), dtype=dtypes)
-def test_false_alarms_never_exceed_the_bound_with_labels(pairs, bound, dtype):
+@settings(max_examples=100, deadline=None)
+@given(pairs=labelled, bound=st.floats(0.34, 1, exclude_max=True), dtype=dtypes)
+def test_bad_images_do_not_change_a_promise(pairs, bound, dtype):
     scores, y = split(pairs, dtype)
-    detector = calibrated(
-        scores, y, strategy="max_false_alarm", max_false_alarm=bound, dtype=dtype
-    )
-    with_labels = detector.predict(scores)
-    assert np.mean(with_labels[~y] == -1) <= bound
-    # The good images decide, so they get the verdicts they get without the others.
-    alone = calibrated(scores[~y], max_false_alarm=bound, dtype=dtype)
-    np.testing.assert_array_equal(with_labels[~y], alone.predict(scores[~y]))
+    assume(np.sum(~y) >= 2)
+    params = {"max_false_alarm": bound, "dtype": dtype}
+    detector = calibrated(scores, y, strategy="max_false_alarm", **params)
+    assert detector.offset_ == calibrated(scores[~y], **params).offset_
 
 
 @settings(max_examples=300, deadline=None)
@@ -188,12 +308,11 @@ def test_youden_at_the_threshold_is_the_best(pairs, dtype):
 def test_order_does_not_matter_and_scale_carries_over(pairs, strategy, seed):
     scores, y = split(pairs, "float64")
     assume(np.abs(scores).max() < 1e100)
-    offset = calibrated(scores, y, strategy=strategy).offset_
+    params = {"strategy": strategy, "max_false_alarm": 0.6}
+    offset = calibrated(scores, y, **params).offset_
     order = np.random.default_rng(seed).permutation(len(scores))
-    assert calibrated(scores[order], y[order], strategy=strategy).offset_ == offset
-    assert calibrated(4 * scores, y, strategy=strategy).offset_ == pytest.approx(
-        4 * offset
-    )
+    assert calibrated(scores[order], y[order], **params).offset_ == offset
+    assert calibrated(4 * scores, y, **params).offset_ == pytest.approx(4 * offset)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -249,12 +368,13 @@ def test_detectors_pipelines_and_searches(make, data):
     assert found == pytest.approx(f1_max(is_anomalous, -before))
     good = X[~is_anomalous]
     calibrate_threshold(detector, good, max_false_alarm=0.1)
-    assert np.mean(detector.predict(good) == -1) == 0.1
+    assert np.sum(detector.predict(good) == -1) == 5  # below the 6th of 60 scores
 
 
 def test_class_names_reach_the_detector():
     X = np.array([[1.0], [2.0], [7.0]])
-    detector = calibrate_threshold(GivenScores().fit(), X, class_name="nut")
+    params = {"max_false_alarm": 0.25}
+    detector = calibrate_threshold(GivenScores().fit(), X, class_name="nut", **params)
     assert detector.offset_ == 101
     names = ["nut", "pill", "nut"]
     for last in (GivenScores(), make_pipeline(GivenScores())):
@@ -265,7 +385,7 @@ def test_class_names_reach_the_detector():
     search = GridSearchCV(
         GivenScores(), {}, scoring=get_scorer("auroc"), cv=ZeroShotSplit()
     ).fit(X, [-1, 1, 1])
-    calibrate_threshold(search, X, class_name="pill")
+    calibrate_threshold(search, X, class_name="pill", **params)
     assert search.best_estimator_.offset_ == 201
 
 
@@ -290,10 +410,30 @@ SCORES = [1.0, 2.0, 3.0]
             "strategy='f1' needs labels: pass y, or use",
         ),
         (SCORES, None, {"strategy": "youden"}, "strategy='youden' needs labels"),
-        (SCORES, None, {"max_false_alarm": 1}, "max_false_alarm must be in [0, 1), go"),
-        (SCORES, None, {"max_false_alarm": -0.1}, "max_false_alarm must be in [0, 1)"),
-        (SCORES, None, {"max_false_alarm": np.nan}, "max_false_alarm must be in [0, 1"),
-        (SCORES, None, {"max_false_alarm": None}, "max_false_alarm must be in [0, 1)"),
+        *[
+            (
+                SCORES,
+                None,
+                {"max_false_alarm": value},
+                f"max_false_alarm={value!r}: expected a number in [0, 1).",
+            )
+            for value in (1, -0.1, np.nan, None, True, "0.1")
+        ],
+        *[
+            (
+                SCORES,
+                None,
+                {"confidence": value},
+                f"confidence={value!r}: expected None or a number in (0, 1).",
+            )
+            for value in (0, 1, 95, np.nan, True, "0.95")
+        ],
+        (
+            SCORES,
+            [1, -1, 1],
+            {"strategy": "f1", "confidence": 0.9},
+            "confidence=0.9 is for strategy='max_false_alarm': 'f1' promises no rate.",
+        ),
         (None, None, {}, "X is None, but a threshold is set from images"),
         ([], None, {}, "X is empty: a threshold is set from images"),
         ([], [], {}, "X is empty"),
