@@ -358,7 +358,7 @@ class ErrorRate(NamedTuple):
 def error_bounds(
     y_true: ArrayLike, scores: ArrayLike, offset: float, *, confidence: float = 0.95
 ) -> tuple[ErrorRate, ErrorRate]:
-    """Rates of false alarms and of escapes, with exact intervals.
+    """Measure false alarms and escapes, with exact intervals.
 
     Parameters
     ----------
@@ -374,10 +374,12 @@ def error_bounds(
 
     Returns
     -------
-    false_alarms, escapes : ErrorRate
-        Named tuples ``(n_errors, n_samples, rate, low, high)``: how many good images
-        were flagged and how many anomalous ones were not, of how many, which rate that
-        is, and the interval in which the rate on new images lies.
+    false_alarms : ErrorRate
+        A named tuple ``(n_errors, n_samples, rate, low, high)``: how many good images
+        were flagged, of how many, which rate that is, and the interval in which the
+        rate on new images lies.
+    escapes : ErrorRate
+        The same of the anomalous images that were not flagged.
 
     Raises
     ------

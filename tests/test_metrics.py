@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from scipy.stats import beta, binom
 from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import (
@@ -23,6 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from clipad_sklearn.metrics import (
     aupr,
     auroc,
+    error_bounds,
     f1_max,
     get_scorer,
     pro,
@@ -459,3 +461,61 @@ def test_masks_from_files(tmp_path):
         assert metric([str(path), None], maps) == metric([mask, None], maps)
     with pytest.raises(ValueError, match=r"Mask 1, missing.png: no such file"):
         auroc([path, "missing.png"], maps)
+
+
+# Error rates ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("convention", [(1, -1), (0, 1), (False, True)])
+def test_error_bounds_count_and_are_those_of_clopper_and_pearson(convention):
+    rng = np.random.default_rng(0)
+    is_anomalous = np.arange(70) % 3 == 0
+    scores = rng.normal(size=70).round(1) - is_anomalous
+    y = np.where(is_anomalous, *convention[::-1])
+    for offset in (-9.0, -0.5, scores[3], 9.0):
+        rates = error_bounds(y, scores, offset, confidence=0.9)
+        flagged = scores < offset  # as predict: equal to it is normal
+        wrong = flagged[~is_anomalous], ~flagged[is_anomalous]
+        for rate, errors in zip(rates, wrong, strict=True):
+            k, n = errors.sum(), len(errors)
+            assert (rate.n_errors, rate.n_samples, rate.rate) == (k, n, k / n)
+            low = beta.ppf(0.05, k, n - k + 1) if k > 0 else 0
+            high = beta.ppf(0.95, k + 1, n - k) if k < n else 1
+            assert rate[3:] == pytest.approx((low, high), abs=1e-9)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_intervals_cover_as_often_as_they_say(confidence):
+    n = 25
+    y, params = [1] * n + [-1], {"offset": 0.5, "confidence": confidence}
+    found = [
+        error_bounds(y, [0.0] * k + [1.0] * (n - k + 1), **params)[0]
+        for k in range(n + 1)
+    ]
+    for rate in np.linspace(0.001, 0.999, 101):
+        covers = [interval.low <= rate <= interval.high for interval in found]
+        assert binom.pmf(np.arange(n + 1), n, rate)[covers].sum() >= confidence - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1, -1], [0.0, 1.0, 2.0], 0.5), "There are 2 labels but 3 scores"),
+        (([1, -1], [0.0, np.nan], 0.5), "1 of 2 scores are not finite"),
+        (([1, -1], [[0.0, 1.0]], 0.5), "scores: expected one number per image"),
+        (([1, 1], [0.0, 1.0], 0.5), "All labels are 1"),
+        (([1, -1], [0.0, 1.0], np.nan), "offset=nan: expected a number"),
+        (([1, -1], [0.0, 1.0], None), "offset=None: expected a number"),
+    ],
+)
+def test_bad_error_bounds(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        error_bounds(*arguments)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 95, True, None, np.nan])
+def test_bad_confidence(confidence):
+    with pytest.raises(
+        ValueError, match=r"confidence=.*: expected a number in \(0, 1\)"
+    ):
+        error_bounds([1, -1], [0.0, 1.0], 0.5, confidence=confidence)

@@ -178,8 +178,9 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_samples,), dtype float64
-            p-values in (0, 1], from the good images that :func:`calibrate_threshold`
-            was given: see :func:`clipad_sklearn.metrics.p_values`.
+            The p-values, in (0, 1], from the good images that
+            :func:`calibrate_threshold` was given. See
+            :func:`clipad_sklearn.metrics.p_values`.
 
         Raises
         ------
@@ -309,8 +310,9 @@ class ClassNameDetector(BaseDetector):
         Returns
         -------
         ndarray of shape (n_samples,), dtype float64
-            p-values in (0, 1], from the good images that :func:`calibrate_threshold`
-            was given: see :func:`clipad_sklearn.metrics.p_values`.
+            The p-values, in (0, 1], from the good images that
+            :func:`calibrate_threshold` was given. See
+            :func:`clipad_sklearn.metrics.p_values`.
 
         Raises
         ------

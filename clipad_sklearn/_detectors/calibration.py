@@ -92,7 +92,6 @@ def calibrate_threshold(
 
     See Also
     --------
-    clipad_sklearn.CalibratedThresholdDetector : Sets the threshold within `fit`.
     clipad_sklearn.metrics.error_bounds : Error rates on labelled images.
     clipad_sklearn.metrics.p_values : How odd an image is among good ones.
     clipad_sklearn.metrics.shift_test : Whether the promise can still hold.

@@ -18,12 +18,14 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from clipad_sklearn import (
     CLIPImageEncoder,
+    FusionDetector,
+    OpenCLIP,
     PromptDetector,
     RandomWordDetector,
     calibrate_threshold,
 )
 from clipad_sklearn._detectors.class_names import score_named
-from clipad_sklearn.metrics import f1_max, get_scorer
+from clipad_sklearn.metrics import f1_max, get_scorer, p_values
 from clipad_sklearn.model_selection import ZeroShotSplit
 
 
@@ -515,3 +517,75 @@ def test_names_reach_what_takes_them_and_no_other(photos: list[np.ndarray]) -> N
     ).fit()
     plain = calibrate_threshold(words, X).offset_
     assert calibrate_threshold(words, X, class_name="bolt").offset_ == plain
+
+
+# p-values of detectors ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def embeddings():
+    rng = np.random.default_rng(3)
+    return rng.normal(size=(40, 128)), rng.normal(size=(5, 128))
+
+
+def members():
+    words = RandomWordDetector(
+        "tiny", n_pairs=20, classifier=LogisticRegression(), random_state=0
+    )
+    return [("words", words), ("prompts", PromptDetector("tiny"))]
+
+
+@pytest.mark.parametrize("place", ["words", "prompts", "fusion"])
+def test_p_values_of_a_calibrated_detector(place, embeddings):
+    good, new = embeddings
+    detector = (dict(members()) | {"fusion": FusionDetector(members())})[place]
+    detector.fit(None)
+    with pytest.raises(NotFittedError, match="is not calibrated: call calibrate_thres"):
+        detector.p_values(new)
+    calibrate_threshold(detector, good, max_false_alarm=0.1)
+    calibration_scores = detector.calibration_scores_
+    np.testing.assert_array_equal(
+        calibration_scores, np.sort(detector.score_samples(good))
+    )
+    expected = p_values(detector.score_samples(new), calibration_scores)
+    np.testing.assert_array_equal(detector.p_values(new), expected)
+    # They do not depend on the threshold, and end with the next fit.
+    detector.offset_ = 7.0
+    np.testing.assert_array_equal(detector.p_values(new), expected)
+    detector.fit(None)
+    assert not hasattr(detector, "calibration_scores_")
+    with pytest.raises(NotFittedError, match="not calibrated"):
+        detector.p_values(new)
+
+
+def test_p_values_with_class_names(embeddings):
+    good, new = embeddings
+    detector = PromptDetector("tiny").fit(None)
+    names = ["nut", "bolt"] * 20
+    calibrate_threshold(detector, good, class_name=names)
+    scores = detector.score_samples(new, class_name="bolt")
+    np.testing.assert_array_equal(
+        detector.p_values(new, class_name="bolt"),
+        p_values(scores, np.sort(detector.score_samples(good, class_name=names))),
+    )
+
+
+def test_p_values_behind_a_pipeline(embeddings):
+    good, new = embeddings
+    detector = make_pipeline(FunctionTransformer(), PromptDetector("tiny")).fit(good)
+    calibrate_threshold(FrozenEstimator(detector), good)
+    np.testing.assert_array_equal(
+        p_values(detector.score_samples(new), detector[-1].calibration_scores_),
+        detector[-1].p_values(new),
+    )
+
+
+def test_contamination_counts_whole_images(embeddings):
+    clip = OpenCLIP("tiny")
+    rng = np.random.default_rng(0)
+    for n in (49, 98, 100):
+        X = rng.normal(size=(n, 128))
+        for k in (1, 29, 2 * n // 5, n // 2):
+            if k <= n // 2:
+                detector = PromptDetector(clip, contamination=k / n).fit(X)
+                assert np.sum(detector.predict(X) == -1) == k

@@ -27,6 +27,7 @@ from clipad_sklearn import (
     SDPDetector,
     SDPPlusDetector,
     WinCLIPDetector,
+    calibrate_threshold,
 )
 
 SAVED = sorted((Path(__file__).parents[1] / "data").glob("saved_*/*.joblib"))
@@ -125,6 +126,8 @@ def test_skops_needs_to_trust_our_types_only(name: str) -> None:
     if name == "sdp+":
         y = [None, np.ones((16, 16), bool), None]
     estimator.fit(X, y)
+    if hasattr(estimator, "offset_"):
+        calibrate_threshold(estimator, X, max_false_alarm=0.5)
     again = load_skops(skops.io.dumps(estimator))
     assert type(again) is type(estimator)
     assert again.get_params().keys() == estimator.get_params().keys()
@@ -136,6 +139,9 @@ def test_skops_needs_to_trust_our_types_only(name: str) -> None:
     np.testing.assert_array_equal(
         getattr(again, method)(X), getattr(estimator, method)(X)
     )
+    if hasattr(estimator, "p_values"):
+        np.testing.assert_array_equal(again.p_values(X), estimator.p_values(X))
+        assert set(again.p_values(X)) <= {0.5, 0.75, 1}
     for attribute in ("offset_", "pixel_offset_"):
         if hasattr(estimator, attribute):
             assert getattr(again, attribute) == getattr(estimator, attribute)
