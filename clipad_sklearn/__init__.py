@@ -8,6 +8,10 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import datasets as datasets
+    from . import metrics as metrics
+    from . import model_selection as model_selection
+    from . import plotting as plotting
     from ._clip.image_encoder import CLIPImageEncoder
     from ._clip.models import clear_models
     from ._clip.settings import OpenCLIP
@@ -87,7 +91,7 @@ class _OldModule(types.ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name == _MODULES_OF_0_1_0[self.__name__.rpartition(".")[2]]:
-            return __getattr__(name)
+            return _public(name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 
@@ -96,7 +100,7 @@ for _name in _MODULES_OF_0_1_0:
     sys.modules.setdefault(_old, _OldModule(_old))
 
 
-def __getattr__(name: str) -> Any:
+def _public(name: str) -> Any:
     if name in _MODULES:
         value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
         globals()[name] = value
@@ -104,6 +108,10 @@ def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if not TYPE_CHECKING:  # it would hide misspelt names from type checkers
+    __getattr__ = _public
 
 
 def __dir__() -> list[str]:

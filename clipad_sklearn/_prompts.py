@@ -42,14 +42,14 @@ def fill(pattern: str, text: str) -> str:
 def _check_strings(name: str, values: Any) -> tuple[str, ...]:
     # A set has no fixed order, so the same seed would give other prompts.
     if isinstance(values, (str, Set)) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be a list of strings, got {values!r}.")
+        raise TypeError(f"{name}={values!r}: expected a list of strings.")
     values = tuple(values)
     if not values:
         raise ValueError(f"{name} is empty: give at least one string.")
     for value in values:
         if not isinstance(value, str):
             raise TypeError(
-                f"{name} must hold strings, got {value!r} of type "
+                f"{name}: expected strings, found {value!r} of type "
                 f"{type(value).__name__}."
             )
         if not value.strip():
@@ -82,7 +82,7 @@ def _check_templates(name: str, values: Any) -> tuple[str, ...]:
 def _check_class_name(class_name: Any) -> str:
     if not isinstance(class_name, str):
         raise TypeError(
-            f"class_name must be a string, got {class_name!r} of type "
+            f"class_name={class_name!r}: expected a string, not a "
             f"{type(class_name).__name__}."
         )
     if not class_name.strip():
@@ -249,13 +249,10 @@ def check_prompts(prompts: str | PromptSet) -> PromptSet:
         return prompts
     names = ", ".join(map(repr, PRESETS))
     if not isinstance(prompts, str):
-        raise TypeError(
-            f"prompts must be a PromptSet or one of {names}, got {prompts!r}."
-        )
+        raise TypeError(f"prompts={prompts!r}: expected a PromptSet or one of {names}.")
     if prompts not in PRESETS:
         raise ValueError(
-            f"prompts={prompts!r} is not a known set of prompts. Use one of {names}, "
-            "or a PromptSet."
+            f"prompts={prompts!r}: expected one of {names}, or a PromptSet."
         )
     return PRESETS[prompts]
 
@@ -348,9 +345,9 @@ def random_word_prompts(
     'a photo of a damaged bottle bottle.'
     """
     if not isinstance(n_pairs, Integral) or isinstance(n_pairs, bool):
-        raise TypeError(f"n_pairs must be an integer, got {n_pairs!r}.")
+        raise TypeError(f"n_pairs={n_pairs!r}: expected an integer >= 1.")
     if n_pairs < 1:
-        raise ValueError(f"n_pairs must be at least 1, got {n_pairs}.")
+        raise ValueError(f"n_pairs={n_pairs!r}: expected an integer >= 1.")
     fewest, most = _check_range("n_words", n_words, minimum=0)
     templates = _check_templates("templates", templates)
     normal_states = _check_states("normal_states", normal_states)
@@ -399,13 +396,13 @@ def _check_range(name: str, value: Any, *, minimum: int) -> tuple[int, int]:
         or any(not isinstance(b, Integral) or isinstance(b, bool) for b in bounds)
     ):
         raise TypeError(
-            f"{name} must be an integer or a pair (smallest, largest) of integers, "
-            f"got {value!r}."
+            f"{name}={value!r}: expected an integer, or a pair (smallest, largest) of "
+            "integers."
         )
     low, high = (int(bound) for bound in bounds)
     if not minimum <= low <= high:
         raise ValueError(
-            f"{name} must satisfy {minimum} <= smallest <= largest, got {value!r}."
+            f"{name}={value!r}: expected {minimum} <= smallest <= largest."
         )
     return low, high
 
@@ -465,7 +462,7 @@ def _word_source(word_source: Any, word_length: Any) -> _Letters | _WordList:
             )
         return _WordList(words)
     raise ValueError(
-        f"word_source={word_source!r} is not known. Use 'letters', 'vocabulary', or "
+        f"word_source={word_source!r}: expected 'letters', 'vocabulary', or "
         "a list of words."
     )
 

@@ -21,7 +21,7 @@ import joblib
 from sklearn.utils import Bunch
 
 from ._clip.models import load
-from ._detectors.base import BaseDetector
+from ._detectors.base import BaseDetector, warn_if_one_sided
 from ._detectors.class_names import last_step
 from ._images import check_images
 from ._score_rows import (
@@ -191,7 +191,8 @@ def score_images(
         n_run += done.is_new
     last = last_step(detector)
     if isinstance(last, BaseDetector):
-        last._warn_if_one_sided(n_anomalous, len(paths) - n_unreadable, 2)
+        n_scored = len(paths) - n_unreadable
+        warn_if_one_sided(last, n_anomalous, n_scored, stacklevel=2)
     return Bunch(
         folder=folder,
         n_images=len(paths),

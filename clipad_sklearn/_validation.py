@@ -33,12 +33,14 @@ def all_or_nothing(fit: F) -> F:
 
 
 def check_parameters(estimator: Any) -> None:
-    """Check an estimator against its ``_parameter_constraints``.
+    """Check an estimator against ``_parameter_constraints`` of its classes.
 
     They are scikit-learn's. Parameters without one are checked where they are used.
     """
-    for name, constraints in estimator._parameter_constraints.items():
-        check_value(name, getattr(estimator, name), constraints)
+    for cls in reversed(type(estimator).__mro__):
+        constraints = vars(cls).get("_parameter_constraints", {})
+        for name in constraints:
+            check_value(name, getattr(estimator, name), constraints[name])
 
 
 def check_value(name: str, value: Any, constraints: Sequence[Any]) -> None:

@@ -102,7 +102,7 @@ EXPECTED_FAILURES: dict[str, dict[str, str]] = {
     ),
 )
 # On noise, an uncalibrated threshold does call everything the same.
-@pytest.mark.filterwarnings("ignore:All .* images are called:UserWarning")
+@pytest.mark.filterwarnings("ignore:All .* images were classified:UserWarning")
 def test_sklearn_check(estimator: Any, check: Any) -> None:
     check(estimator)
 

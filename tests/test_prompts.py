@@ -103,10 +103,10 @@ GOOD = {
         ("normal_states", [], ValueError, "normal_states is empty"),
         ("anomalous_states", (), ValueError, "anomalous_states is empty"),
         ("templates", [], ValueError, "templates is empty"),
-        ("normal_states", "good {}", TypeError, "must be a list of strings"),
-        ("templates", None, TypeError, "must be a list of strings, got None"),
-        ("templates", {"a {}."}, TypeError, "must be a list of strings"),
-        ("templates", ["a {}.", 3], TypeError, "must hold strings, got 3 of type int"),
+        ("normal_states", "good {}", TypeError, ": expected a list of strings"),
+        ("templates", None, TypeError, "templates=None: expected a list of strings"),
+        ("templates", {"a {}."}, TypeError, ": expected a list of strings"),
+        ("templates", ["a {}.", 3], TypeError, "expected strings, found 3 of type int"),
         ("anomalous_states", ["  "], ValueError, "blank string: '  '"),
         ("anomalous_states", ["{} {}"], ValueError, "more than one '{}'"),
         ("templates", ["a photo"], ValueError, "'a photo' has 0 '{}'"),
@@ -124,8 +124,8 @@ def test_bad_states_and_templates(function, name, value, error, message):
     [
         ("", ValueError, "class_name is blank"),
         (" ", ValueError, "class_name is blank"),
-        (None, TypeError, "class_name must be a string, got None"),
-        (["nut"], TypeError, "class_name must be a string, got ['nut'] of type list"),
+        (None, TypeError, "class_name=None: expected a string, not a NoneType"),
+        (["nut"], TypeError, "class_name=['nut']: expected a string, not a list"),
     ],
 )
 def test_bad_class_names(class_name, error, message):
@@ -201,9 +201,11 @@ def test_check_prompts():
     prompts = PromptSet(**GOOD)
     assert check_prompts(prompts) is prompts
     assert check_prompts("winclip") is PRESETS["winclip"]
-    with pytest.raises(ValueError, match=r"'WinCLIP' is not a known.*'clip-ac', 'winc"):
+    with pytest.raises(
+        ValueError, match=r"='WinCLIP': expected one of 'clip-ac', 'winc"
+    ):
         check_prompts("WinCLIP")
-    with pytest.raises(TypeError, match="must be a PromptSet or one of 'clip-ac'"):
+    with pytest.raises(TypeError, match="expected a PromptSet or one of 'clip-ac'"):
         check_prompts(["good", "bad"])
 
 
@@ -395,32 +397,52 @@ def test_parameters_of_a_search_may_be_lists_and_numpy_values():
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        ({"n_pairs": 0}, ValueError, "n_pairs must be at least 1, got 0"),
-        ({"n_pairs": 2.0}, TypeError, "n_pairs must be an integer, got 2.0"),
-        ({"n_pairs": True}, TypeError, "n_pairs must be an integer, got True"),
+        ({"n_pairs": 0}, ValueError, "n_pairs=0: expected an integer >= 1"),
+        ({"n_pairs": 2.0}, TypeError, "n_pairs=2.0: expected an integer >= 1"),
+        ({"n_pairs": True}, TypeError, "n_pairs=True: expected an integer >= 1"),
         ({"n_words": 0}, ValueError, "n_words=0 allows prompts without any word"),
         ({"n_words": (0, 3)}, ValueError, "n_words=(0, 3) allows prompts without any"),
-        ({"n_words": (3, 2)}, ValueError, "n_words must satisfy 0 <= smallest <= larg"),
-        ({"n_words": -1}, ValueError, "n_words must satisfy 0 <= smallest <= largest"),
-        ({"n_words": 1.5}, TypeError, "n_words must be an integer or a pair"),
-        ({"n_words": (1, 2, 3)}, TypeError, "n_words must be an integer or a pair"),
-        ({"n_words": (1, 2.5)}, TypeError, "n_words must be an integer or a pair"),
-        ({"n_words": None}, TypeError, "n_words must be an integer or a pair"),
-        ({"word_length": 0}, ValueError, "word_length must satisfy 1 <= smallest"),
-        ({"word_length": (9, 3)}, ValueError, "word_length must satisfy 1 <= smalles"),
+        (
+            {"n_words": (3, 2)},
+            ValueError,
+            "n_words=(3, 2): expected 0 <= smallest <= largest",
+        ),
+        ({"n_words": -1}, ValueError, "n_words=-1: expected 0 <= smallest <= largest"),
+        ({"n_words": 1.5}, TypeError, ": expected an integer, or a pair"),
+        ({"n_words": (1, 2, 3)}, TypeError, ": expected an integer, or a pair"),
+        ({"n_words": (1, 2.5)}, TypeError, ": expected an integer, or a pair"),
+        ({"n_words": None}, TypeError, ": expected an integer, or a pair"),
+        ({"word_length": 0}, ValueError, "word_length=0: expected 1 <= smallest"),
+        (
+            {"word_length": (9, 3)},
+            ValueError,
+            "word_length=(9, 3): expected 1 <= smallest",
+        ),
         (
             {"word_source": "vocabulary", "word_length": 99},
             ValueError,
             "the vocabulary has no word of such a length",
         ),
-        ({"word_source": "chars"}, ValueError, "word_source='chars' is not known. Us"),
+        (
+            {"word_source": "chars"},
+            ValueError,
+            "word_source='chars': expected 'letters', 'v",
+        ),
         ({"word_source": []}, ValueError, "word_source is empty"),
-        ({"word_source": None}, TypeError, "word_source must be a list of strings"),
-        ({"word_source": {"a", "b"}}, TypeError, "word_source must be a list of str"),
-        ({"word_source": ["a", 1]}, TypeError, "word_source must hold strings, got 1"),
+        (
+            {"word_source": None},
+            TypeError,
+            "word_source=None: expected a list of strings",
+        ),
+        ({"word_source": {"a", "b"}}, TypeError, "'}: expected a list of strings"),
+        (
+            {"word_source": ["a", 1]},
+            TypeError,
+            "word_source: expected strings, found 1",
+        ),
         ({"word_source": ["a", ""]}, ValueError, "word_source holds a blank string"),
         ({"class_name": ""}, ValueError, "class_name is blank"),
-        ({"class_name": 3}, TypeError, "class_name must be a string, got 3"),
+        ({"class_name": 3}, TypeError, "class_name=3: expected a string"),
         ({"random_state": "seed"}, ValueError, "'seed' cannot be used to seed"),
     ],
 )

@@ -329,7 +329,7 @@ def test_uncalibrated_verdicts_that_are_all_the_same(
 ) -> None:
     detector = new_detector().fit(None)
     normal = [photos[int(np.argmax(detector.score_samples(photos)))]] * 20
-    with pytest.warns(UserWarning, match="All 20 images are called normal"):
+    with pytest.warns(UserWarning, match="All 20 images were classified as normal"):
         score_images(detector, normal, out=tmp_path / "a")
     detector[-1].offset_ = -100.0
     score_images(detector, normal, out=tmp_path / "b")

@@ -14,7 +14,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from .._clip.encoding import encode_images
 from .._clip.image_encoder import CLIPImageEncoder
 from .._clip.settings import check_clip
+from .._detectors.base import is_uncalibrated, quantile_offset
 from .._detectors.calibration import calibrate_threshold
+from .._detectors.maps import embedding_detector
 from .._score_images import score_images
 from .._score_rows import check_detector, score_readable
 from .methods import METHODS, Choices, fitted_detector
@@ -156,7 +158,7 @@ def _fitted_detector(
         fitted = fitted_detector(settings.method, clip, choices)
     mapper = fitted if on_images else None
     # The image score of a detector on images is that of one on embeddings.
-    last = fitted._embedding_detector if on_images else fitted
+    last = embedding_detector(fitted) if on_images else fitted
     return make_pipeline(CLIPImageEncoder(clip), last), clip, mapper
 
 
@@ -209,9 +211,10 @@ def _set_threshold(
     if settings.contamination is not None:
         last.set_params(contamination=settings.contamination)
         if len(features):
-            last._set_offset(features)
+            scores = last.score_samples(features)
+            last.offset_ = quantile_offset(scores, settings.contamination)
         return "--contamination", 0
-    return "none" if last._is_uncalibrated else "--load", 0
+    return "none" if is_uncalibrated(last) else "--load", 0
 
 
 def _calibrate(

@@ -56,16 +56,16 @@ def aggregate(embeddings: np.ndarray, method: str, **params: Any) -> np.ndarray:
     .. [1] X. Chen et al., "CLIP-AD: A Language-Guided Staged Dual-Path Model for
        Zero-shot Anomaly Detection", 2023, arXiv:2311.00453.
     """
-    if method not in _METHODS:
-        names = ", ".join(map(repr, _METHODS))
-        raise ValueError(f"aggregation={method!r} is not known. Use one of {names}.")
-    represent, defaults = _METHODS[method]
+    if method not in METHODS:
+        names = ", ".join(map(repr, METHODS))
+        raise ValueError(f"aggregation={method!r}: expected one of {names}.")
+    represent, defaults = METHODS[method]
     unknown = sorted(params.keys() - defaults.keys())
     if unknown:
         allowed = ", ".join(map(repr, defaults)) or "no parameters"
         raise ValueError(
-            f"aggregation={method!r} does not know {', '.join(map(repr, unknown))}. "
-            f"It takes {allowed}."
+            f"aggregation_params={params!r}: expected {allowed} with "
+            f"aggregation={method!r}."
         )
     vector = represent(np.asarray(embeddings, dtype=np.float64), **defaults | params)
     norm = np.linalg.norm(vector)
@@ -110,7 +110,7 @@ def _pca(embeddings: np.ndarray) -> np.ndarray:
     return vector if vector @ _mean(embeddings) >= 0 else -vector
 
 
-_METHODS: dict[str, tuple[Callable[..., np.ndarray], dict[str, Any]]] = {
+METHODS: dict[str, tuple[Callable[..., np.ndarray], dict[str, Any]]] = {
     "mean": (_mean, {}),
     "dbscan": (_dbscan, {"eps": 0.5, "min_samples": 15}),
     "mean_shift": (_mean, {}),

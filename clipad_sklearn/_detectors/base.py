@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import numbers
+import inspect
+import os
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from numbers import Real
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from scipy.special import expit
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.metrics import roc_auc_score
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .. import metrics
 from .._clip.settings import check_clip
 from .._promises import floor_count
+from .._validation import check_parameters
 
 
 class BaseDetector(OutlierMixin, BaseEstimator):
     """Base of all detectors.
 
-    A subclass has `fit` and ``_margins(X, **params)``, which returns the margins
+    A subclass has `fit`, which begins with `_check_fit` and ends with `_set_offset`,
+    and ``_margins(X, **params)``, which returns the margins
     log p(normal) - log p(anomalous) of a fitted detector.
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+    }
 
     classes_: np.ndarray
     offset_: float
@@ -44,31 +53,34 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             )
         return np.asarray(self._margins(X, **params), dtype=np.float64)
 
-    @property
-    def _is_uncalibrated(self) -> bool:
-        """Whether the threshold was never set from data."""
-        return self.contamination == "auto" and self.offset_ == 0
-
-    def _warn_if_one_sided(self, n_anomalous: int, n: int, stacklevel: int) -> None:
-        if n >= 20 and n_anomalous in (0, n) and self._is_uncalibrated:
-            verdict = "anomalous" if n_anomalous else "normal"
-            warnings.warn(
-                f"All {n} images are called {verdict}: the threshold is "
-                "uncalibrated, because text and image embeddings lie apart. The "
-                "scores still rank. Set a threshold with `contamination` or "
-                "`calibrate_threshold`.",
-                UserWarning,
-                stacklevel=stacklevel + 1,
-            )
-
     def _verdicts(self, decision: np.ndarray) -> np.ndarray:
         verdicts = np.where(decision >= 0, 1, -1)
-        self._warn_if_one_sided(int((verdicts == -1).sum()), len(verdicts), 3)
+        n_anomalous = int((verdicts == -1).sum())
+        warn_if_one_sided(self, n_anomalous, len(verdicts), stacklevel=3)
         return verdicts
 
     @staticmethod
     def _probabilities(margins: np.ndarray) -> np.ndarray:
         return np.column_stack([expit(-margins), expit(margins)])
+
+    # -- for the `fit` of a subclass ----------------------------------------------
+
+    def _check_fit(self, X: Any, y: Any = None) -> None:
+        """Check the parameters, and what `fit` is given for them; its first step."""
+        check_parameters(self)
+        if self.contamination != "auto" and X is None:
+            raise ValueError(
+                f"contamination={self.contamination!r} is a quantile of the scores of "
+                "the images given to `fit`, but X is None. Fit with images, or use "
+                "contamination='auto'."
+            )
+        # y is ignored, but such labels would spoil the scores of a search later.
+        if y is not None and np.asarray(y).dtype.kind in "US":
+            found = ", ".join(map(repr, np.unique(np.asarray(y))[:3].tolist()))
+            raise ValueError(
+                f"y holds strings ({found}): expected labels in {{-1, +1}} with -1 "
+                "anomalous, or in {0, 1} or bool with 1 anomalous."
+            )
 
     def _set_offset(self, X: Any, **params: Any) -> None:
         """Set `offset_` and `classes_`; the last step of every `fit`."""
@@ -76,28 +88,14 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         self.classes_ = np.array([-1, 1])
         self.offset_ = 0.0
         if self.contamination != "auto":
-            margins = np.sort(self._checked_margins(X, **params))
-            # This many lie below it; scores equal to the offset are normal.
-            n_below = floor_count(float(self.contamination), len(margins))
-            self.offset_ = float(margins[n_below])
-
-    def _check_contamination(self, X: Any) -> None:
-        value = self.contamination
-        if isinstance(value, str) and value == "auto":
-            return
-        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not real or not 0 < value <= 0.5:  # type: ignore[operator]
-            raise ValueError(
-                f"contamination={value!r}: expected 'auto' or a number in (0, 0.5]."
-            )
-        if X is None:
-            raise ValueError(
-                f"contamination={value!r} is a quantile of the scores of the images "
-                "given to `fit`, but X is None. Fit with images, or use "
-                "contamination='auto'."
-            )
+            margins = self._checked_margins(X, **params)
+            self.offset_ = quantile_offset(margins, float(self.contamination))
 
     # -- public -----------------------------------------------------------------
+
+    def fit(self, X: Any = None, y: Any = None) -> Any:
+        """Fit the detector."""
+        raise NotImplementedError
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Return the margin of each sample; higher is more normal.
@@ -187,7 +185,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         NotFittedError
             If the detector is not calibrated.
         """
-        return self._p_values(self.score_samples(X))
+        return self._p_values(self._checked_margins(X))
 
     def _p_values(self, margins: np.ndarray) -> np.ndarray:
         check_is_fitted(
@@ -198,15 +196,16 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         )
         return metrics.p_values(margins, self.calibration_scores_)
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the area under the ROC curve.
 
         Parameters
         ----------
         X : {array-like, sequence of images}
             The samples, of the kind that `fit` takes.
-        y : array-like of shape (n_samples,)
+        y : array-like of shape (n_samples,) or None, default=None
             Labels: {-1, +1} with -1 anomalous, or {0, 1} or bool with 1 anomalous.
+            None is an error that says so.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Weights of the samples.
 
@@ -214,138 +213,15 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         -------
         float
             In [0, 1].
-        """
-        return _auroc(y, self.score_samples(X), sample_weight)
-
-
-class ClassNameDetector(BaseDetector):
-    """Base of detectors to which a class name per call or per image can be given."""
-
-    def score_samples(self, X: Any, class_name: Any = None) -> np.ndarray:
-        """Return the margin of each sample; higher is more normal.
-
-        Parameters
-        ----------
-        X : {array-like, sequence of images}
-            The samples, of the kind that `fit` takes.
-        class_name : str, array-like of str of shape (n_samples,) or None, default=None
-            What the images show. None is what `fit` was given.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,), dtype float64
-            The margins log p(normal) - log p(anomalous), unsaturated.
-        """
-        return self._checked_margins(X, class_name=class_name)
-
-    def decision_function(self, X: Any, class_name: Any = None) -> np.ndarray:
-        """Return the margin of each sample above the threshold.
-
-        Parameters
-        ----------
-        X : {array-like, sequence of images}
-            The samples, of the kind that `fit` takes.
-        class_name : str, array-like of str of shape (n_samples,) or None, default=None
-            What the images show. None is what `fit` was given.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,), dtype float64
-            ``score_samples(X) - offset_``; not negative for normal samples.
-        """
-        return self._checked_margins(X, class_name=class_name) - self.offset_
-
-    def predict(self, X: Any, class_name: Any = None) -> np.ndarray:
-        """Return the verdict for each sample.
-
-        Parameters
-        ----------
-        X : {array-like, sequence of images}
-            The samples, of the kind that `fit` takes.
-        class_name : str, array-like of str of shape (n_samples,) or None, default=None
-            What the images show. None is what `fit` was given.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,), dtype int
-            +1 for normal, -1 for anomalous.
-
-        Warns
-        -----
-        UserWarning
-            If 20 or more samples all get the same verdict from a threshold that was
-            never set from data.
-        """
-        decision = self._checked_margins(X, class_name=class_name) - self.offset_
-        return self._verdicts(decision)
-
-    def predict_proba(self, X: Any, class_name: Any = None) -> np.ndarray:
-        """Return the probabilities of anomaly and normality.
-
-        Parameters
-        ----------
-        X : {array-like, sequence of images}
-            The samples, of the kind that `fit` takes.
-        class_name : str, array-like of str of shape (n_samples,) or None, default=None
-            What the images show. None is what `fit` was given.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, 2), dtype float64
-            Columns in the order of `classes_`: anomalous, normal. The logistic
-            function of the margin, which does not move with `offset_`.
-        """
-        return self._probabilities(self._checked_margins(X, class_name=class_name))
-
-    def p_values(self, X: Any, class_name: Any = None) -> np.ndarray:
-        """Return for each sample the share of good ones that look at least as odd.
-
-        Parameters
-        ----------
-        X : {array-like, sequence of images}
-            The samples, of the kind that `fit` takes.
-        class_name : str, array-like of str of shape (n_samples,) or None, default=None
-            What the images show. None is what `fit` was given.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,), dtype float64
-            The p-values, in (0, 1], from the good images that
-            :func:`calibrate_threshold` was given. See
-            :func:`clipad_sklearn.metrics.p_values`.
 
         Raises
         ------
-        NotFittedError
-            If the detector is not calibrated.
+        ValueError
+            If there are no labels, or other ones.
         """
-        return self._p_values(self.score_samples(X, class_name=class_name))
+        return _auroc(y, self._checked_margins(X), sample_weight)
 
-    def score(
-        self, X: Any, y: Any, sample_weight: Any = None, class_name: Any = None
-    ) -> float:
-        """Return the area under the ROC curve.
-
-        Parameters
-        ----------
-        X : {array-like, sequence of images}
-            The samples, of the kind that `fit` takes.
-        y : array-like of shape (n_samples,)
-            Labels: {-1, +1} with -1 anomalous, or {0, 1} or bool with 1 anomalous.
-        sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights of the samples.
-        class_name : str, array-like of str of shape (n_samples,) or None, default=None
-            What the images show. None is what `fit` was given.
-
-        Returns
-        -------
-        float
-            In [0, 1].
-        """
-        margins = self.score_samples(X, class_name=class_name)
-        return _auroc(y, margins, sample_weight)
-
-    def fit_predict(self, X: Any, y: Any = None, class_name: Any = None) -> np.ndarray:
+    def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
         """Fit, and return the verdict for each sample.
 
         Parameters
@@ -354,8 +230,6 @@ class ClassNameDetector(BaseDetector):
             The samples, of the kind that `fit` takes.
         y : None, or what `fit` takes, default=None
             The second argument of `fit`.
-        class_name : str, array-like of str of shape (n_samples,) or None, default=None
-            What the images show, for both.
 
         Returns
         -------
@@ -364,11 +238,109 @@ class ClassNameDetector(BaseDetector):
         """
         if isinstance(X, Iterator):
             X = list(X)  # it is gone through twice
+        return self.fit(X, y).predict(X)
+
+
+_CLASS_NAME = """
+class_name : str, array-like of str of shape (n_samples,) or None, default=None
+    What the images show. None is what `fit` was given.
+"""
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _with_class_name(method: _Method) -> _Method:
+    """Document a method as that of `BaseDetector`, with one more parameter."""
+    documented = getattr(BaseDetector, method.__name__).__doc__
+    parameters, returns, rest = inspect.cleandoc(documented).partition("\n\nReturns")
+    method.__doc__ = parameters + _CLASS_NAME + returns.removeprefix("\n") + rest + "\n"
+    return method
+
+
+class ClassNameDetector(BaseDetector):
+    """Base of detectors to which a class name per call or per image can be given."""
+
+    def fit(self, X: Any = None, y: Any = None, class_name: Any = None) -> Any:
+        """Fit the detector."""
+        raise NotImplementedError
+
+    @_with_class_name
+    def score_samples(self, X: Any, class_name: Any = None) -> np.ndarray:
+        return self._checked_margins(X, class_name=class_name)
+
+    @_with_class_name
+    def decision_function(self, X: Any, class_name: Any = None) -> np.ndarray:
+        return self._checked_margins(X, class_name=class_name) - self.offset_
+
+    @_with_class_name
+    def predict(self, X: Any, class_name: Any = None) -> np.ndarray:
+        decision = self._checked_margins(X, class_name=class_name) - self.offset_
+        return self._verdicts(decision)
+
+    @_with_class_name
+    def predict_proba(self, X: Any, class_name: Any = None) -> np.ndarray:
+        return self._probabilities(self._checked_margins(X, class_name=class_name))
+
+    @_with_class_name
+    def p_values(self, X: Any, class_name: Any = None) -> np.ndarray:
+        return self._p_values(self._checked_margins(X, class_name=class_name))
+
+    @_with_class_name
+    def score(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_name: Any = None,
+    ) -> float:
+        margins = self._checked_margins(X, class_name=class_name)
+        return _auroc(y, margins, sample_weight)
+
+    @_with_class_name
+    def fit_predict(self, X: Any, y: Any = None, class_name: Any = None) -> np.ndarray:
+        if isinstance(X, Iterator):
+            X = list(X)  # it is gone through twice
         self.fit(X, y, class_name=class_name)
         return self.predict(X, class_name=class_name)
 
 
+# -- what others ask of a detector -------------------------------------------------
+
+
+def is_uncalibrated(detector: BaseDetector) -> bool:
+    """Return whether the threshold was never set from data."""
+    return detector.contamination == "auto" and detector.offset_ == 0
+
+
+def warn_if_one_sided(
+    detector: BaseDetector, n_anomalous: int, n: int, stacklevel: int
+) -> None:
+    """Warn if a threshold that was never set from data gives one verdict only."""
+    if n >= 20 and n_anomalous in (0, n) and is_uncalibrated(detector):
+        verdict = "anomalous" if n_anomalous else "normal"
+        warnings.warn(
+            f"All {n} images were classified as {verdict}. The default threshold is "
+            "uncalibrated (CLIP's text and image embeddings are offset); the ranking "
+            "is still meaningful. Set a threshold with `contamination` or "
+            "`calibrate_threshold`.",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def quantile_offset(margins: np.ndarray, contamination: float) -> float:
+    """Return the threshold below which the share `contamination` of the margins lies.
+
+    A margin equal to it is normal.
+    """
+    return float(np.sort(margins)[floor_count(contamination, len(margins))])
+
+
 def _auroc(y: Any, margins: np.ndarray, sample_weight: Any) -> float:
+    if y is None:
+        raise ValueError(
+            "y is None, but the score is the area under the ROC curve of labelled "
+            "samples: pass y, to searches and cross-validation too."
+        )
     if sample_weight is None:
         return metrics.auroc(y, -margins)
     is_anomalous = metrics.to_outlier_labels(y)
@@ -385,6 +357,13 @@ class EmbeddingMixin:
         if X is None:  # in `fit`: nothing is known of an earlier one's features
             self.__dict__.pop("feature_names_in_", None)
             return None
+        if _are_images(X):
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} takes embeddings of images, but X holds images: put "
+                "CLIPImageEncoder(clip) before it, as in "
+                f"make_pipeline(CLIPImageEncoder(clip), {name}(clip))."
+            )
         if not reset and not hasattr(self, "feature_names_in_"):
             # Fitted without names, or without images: names of X mean nothing then.
             X = np.asarray(X) if hasattr(X, "columns") else X
@@ -414,3 +393,17 @@ class EmbeddingMixin:
                 "detector need the same clip."
             )
         return embeddings
+
+
+def _are_images(X: Any) -> bool:
+    """Return whether `X` is what an encoder takes: paths, pictures or pixels."""
+    if len(getattr(X, "shape", (0,))) != 1:
+        return isinstance(X, np.ndarray) and X.ndim > 2
+    if isinstance(X, (str, os.PathLike)):
+        return True
+    if not hasattr(X, "__len__") or len(X) == 0:
+        return False
+    first = next(iter(X))
+    pixels = isinstance(first, np.ndarray) and first.ndim > 1
+    picture = hasattr(first, "convert") and hasattr(first, "size")
+    return pixels or picture or isinstance(first, (str, bytes, os.PathLike))

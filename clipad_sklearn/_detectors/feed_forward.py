@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy.special import erf, expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._fork import one_thread_in_children
 from .._progress import progress_bar
-from .._validation import all_or_nothing
+from .._validation import all_or_nothing, check_parameters
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -145,7 +145,7 @@ class FeedForwardClassifier(ClassifierMixin, BaseEstimator):
     loss_curve_: list[float]
     n_steps_: int
 
-    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "hidden_layer_sizes": [
             "array-like",
             Interval(Integral, 1, None, closed="left"),
@@ -186,7 +186,6 @@ class FeedForwardClassifier(ClassifierMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
-    @_fit_context(prefer_skip_nested_validation=True)
     @all_or_nothing
     def fit(self, X: ArrayLike, y: ArrayLike) -> FeedForwardClassifier:
         """Train the network.
@@ -209,6 +208,7 @@ class FeedForwardClassifier(ClassifierMixin, BaseEstimator):
             If a parameter is out of range, `X` is not finite, `y` has one class
             only, or training diverges.
         """
+        check_parameters(self)
         layer_sizes = _check_layer_sizes(self.hidden_layer_sizes)
         samples, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(y)

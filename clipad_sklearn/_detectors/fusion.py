@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.special import log_expit, logsumexp
 from sklearn.base import clone
 from sklearn.utils import Bunch, Tags, get_tags
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import _BaseComposition
 
 from .._validation import all_or_nothing
@@ -88,6 +89,10 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
     (6,)
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "method": [StrOptions(set(_METHODS))],
+    }
+
     def __init__(
         self,
         detectors: Sequence[tuple[str, Any]],
@@ -133,7 +138,9 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
         return self
 
     @all_or_nothing
-    def fit(self, X: Any = None, y: Any = None, class_name: Any = None) -> Any:
+    def fit(
+        self, X: Any = None, y: Any = None, class_name: Any = None
+    ) -> FusionDetector:
         """Fit the members.
 
         Parameters
@@ -150,10 +157,8 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
         FusionDetector
             The fitted detector.
         """
-        self._check_contamination(X)
+        self._check_fit(X, y)
         self._check_members()
-        if self.method not in _METHODS:
-            raise ValueError(f"method={self.method!r}: expected one of {_METHODS}.")
         self._log_weights()
         self.detectors_ = [
             fit_named(clone(detector), X, class_name) for _, detector in self.detectors

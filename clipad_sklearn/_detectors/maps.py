@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from sklearn.utils import Tags
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from .._clip.encoding import pixel_batches
@@ -34,6 +35,13 @@ class MapDetector(ClassNameDetector):
     (n, height, width) in [0, 1] with 0.5 where neither state is nearer.
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "pixel_contamination": [
+            StrOptions({"auto"}),
+            Interval(Real, 0, 0.5, closed="right"),
+        ],
+    }
+
     clip: Any
     pixel_contamination: float | str
     pixel_offset_: float
@@ -46,6 +54,15 @@ class MapDetector(ClassNameDetector):
         self, pixels: torch.Tensor, class_names: str | list[str] | None
     ) -> np.ndarray:
         raise NotImplementedError
+
+    def _check_images(self, X: Any) -> Sequence[Any]:
+        if getattr(X, "ndim", 0) == 2 and np.asarray(X).dtype.kind == "f":
+            raise ValueError(
+                f"{type(self).__name__} takes images, but X is a matrix, as "
+                "embeddings are: leave the encoder out. (If it is a single grey image, "
+                "wrap it in a list: [image].)"
+            )
+        return check_images(X)
 
     # -- public -----------------------------------------------------------------
 
@@ -120,7 +137,7 @@ class MapDetector(ClassNameDetector):
             As `anomaly_maps`.
         """
         check_is_fitted(self)
-        images = check_images(X)
+        images = self._check_images(X)
         clip = check_clip(self.clip)
         check_settings(clip)
         size = _check_size(size, clip)
@@ -187,22 +204,13 @@ class MapDetector(ClassNameDetector):
 
     # -- threshold of maps ----------------------------------------------------------
 
-    def _check_contamination(self, X: Any) -> None:
-        super()._check_contamination(X)
-        value = self.pixel_contamination
-        if isinstance(value, str) and value == "auto":
-            return
-        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not real or not 0 < value <= 0.5:  # type: ignore[operator]
+    def _check_fit(self, X: Any, y: Any = None) -> None:
+        super()._check_fit(X, y)
+        if self.pixel_contamination != "auto" and X is None:
             raise ValueError(
-                f"pixel_contamination={value!r}: expected 'auto' or a number in "
-                "(0, 0.5]."
-            )
-        if X is None:
-            raise ValueError(
-                f"pixel_contamination={value!r} is a quantile of the anomaly maps of "
-                "the images given to `fit`, but X is None. Fit with images, or use "
-                "pixel_contamination='auto'."
+                f"pixel_contamination={self.pixel_contamination!r} is a quantile of "
+                "the anomaly maps of the images given to `fit`, but X is None. Fit "
+                "with images, or use pixel_contamination='auto'."
             )
 
     def _set_offset(self, X: Any, **params: Any) -> None:
@@ -225,6 +233,11 @@ class MapDetector(ClassNameDetector):
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
         return tags
+
+
+def embedding_detector(detector: MapDetector) -> Any:
+    """Return the detector on embeddings that gives a fitted one its image scores."""
+    return detector._embedding_detector
 
 
 def upsampled(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 from collections.abc import Mapping
-from typing import Any
+from numbers import Real
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.preprocessing import normalize
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from .._clip.settings import OpenCLIP
 from .._prompts import PromptSet, check_prompts
 from .._validation import all_or_nothing
-from .aggregation import aggregate
+from .aggregation import METHODS, aggregate
 from .base import ClassNameDetector, EmbeddingMixin
 from .class_names import names_of_images
 
@@ -102,6 +103,12 @@ class PromptDetector(EmbeddingMixin, ClassNameDetector):
     (6,)
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "aggregation": [StrOptions(set(METHODS))],
+        "aggregation_params": [Mapping, None],
+        "temperature": [Interval(Real, 0, None, closed="neither")],
+    }
+
     def __init__(
         self,
         clip: OpenCLIP | str | os.PathLike[str] | None = None,
@@ -122,7 +129,9 @@ class PromptDetector(EmbeddingMixin, ClassNameDetector):
         self.contamination = contamination
 
     @all_or_nothing
-    def fit(self, X: Any = None, y: Any = None, class_name: Any = None) -> Any:
+    def fit(
+        self, X: Any = None, y: Any = None, class_name: Any = None
+    ) -> PromptDetector:
         """Encode the prompts.
 
         Parameters
@@ -141,12 +150,7 @@ class PromptDetector(EmbeddingMixin, ClassNameDetector):
         PromptDetector
             The fitted detector.
         """
-        self._check_contamination(X)
-        positive = isinstance(self.temperature, numbers.Real) and self.temperature > 0
-        if not positive:
-            raise ValueError(
-                f"temperature={self.temperature!r}: expected a number > 0."
-            )
+        self._check_fit(X, y)
         X = self._check_embeddings(X, reset=True)
         default = class_name if isinstance(class_name, str) else self.class_name
         names = [default]
@@ -183,6 +187,12 @@ class PromptDetector(EmbeddingMixin, ClassNameDetector):
             names = [class_name]
         else:
             names = names_of_images(class_name, len(X))
+        prototypes = self._prototypes_of(names)
+        directions = (prototypes[:, 1] - prototypes[:, 0]).astype(np.float64)
+        # One name for all images broadcasts.
+        return (X * directions).sum(axis=1) / self.temperature
+
+    def _prototypes_of(self, names: list[str]) -> np.ndarray:
         known, prototypes = self.class_names_, self.prototypes_
         new = list(dict.fromkeys(name for name in names if name not in set(known)))
         if new:
@@ -190,7 +200,12 @@ class PromptDetector(EmbeddingMixin, ClassNameDetector):
             more = self._encode_class_names(new, self.n_features_in_)
             known, prototypes = known + new, np.concatenate([prototypes, more])
         position = {name: i for i, name in enumerate(known)}
-        directions = (prototypes[:, 1] - prototypes[:, 0]).astype(np.float64)
-        rows = directions[[position[name] for name in names]]
-        # One name for all images broadcasts.
-        return (X * rows).sum(axis=1) / self.temperature
+        return prototypes[[position[name] for name in names]]
+
+
+def prototypes_of(detector: PromptDetector, names: list[str]) -> np.ndarray:
+    """Return the vectors of both states for each name, as (n_names, 2, n_features).
+
+    Prompts of names that the fitted detector does not know are encoded, and not kept.
+    """
+    return detector._prototypes_of(names)

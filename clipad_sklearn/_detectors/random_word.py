@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import StrOptions
 
 from .._clip.settings import OpenCLIP
 from .._prompts import (
@@ -130,6 +131,11 @@ class RandomWordDetector(EmbeddingMixin, BaseDetector):
     (6,)
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "center": [None, StrOptions({"text", "modality"})],
+        "random_state": ["random_state"],
+    }
+
     def __init__(
         self,
         clip: OpenCLIP | str | os.PathLike[str] | None = None,
@@ -179,11 +185,7 @@ class RandomWordDetector(EmbeddingMixin, BaseDetector):
         RandomWordDetector
             The fitted detector.
         """
-        self._check_contamination(X)
-        if self.center not in (None, "text", "modality"):
-            raise ValueError(
-                f"center={self.center!r}: expected None, 'text' or 'modality'."
-            )
+        self._check_fit(X, y)
         if self.center == "modality" and X is None:
             raise ValueError(
                 "center='modality' needs images for their mean, but X is None."

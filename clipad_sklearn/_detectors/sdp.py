@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import numbers
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy import ndimage
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from .._clip.models import load
 from .._clip.settings import OpenCLIP, check_clip
-from .._images import check_images
 from .._prompts import PromptSet
 from .._validation import all_or_nothing
 from .maps import MapDetector, upsampled
-from .prompt import PromptDetector
+from .prompt import PromptDetector, prototypes_of
 
 if TYPE_CHECKING:
     import torch
-
-_IMAGE_SCORES = ("prompts", "prompts+map")
 
 
 class SDPDetector(MapDetector):
@@ -145,6 +143,12 @@ class SDPDetector(MapDetector):
     [(96, 96), (96, 96)]
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "sigma": [Interval(Real, 0, None, closed="left")],
+        "alias_compat": ["boolean"],
+        "image_score": [StrOptions({"prompts", "prompts+map"})],
+    }
+
     def __init__(
         self,
         clip: OpenCLIP | str | os.PathLike[str] | None = None,
@@ -175,7 +179,7 @@ class SDPDetector(MapDetector):
         self.pixel_contamination = pixel_contamination
 
     @all_or_nothing
-    def fit(self, X: Any = None, y: Any = None, class_name: Any = None) -> Any:
+    def fit(self, X: Any = None, y: Any = None, class_name: Any = None) -> SDPDetector:
         """Encode the prompts.
 
         Parameters
@@ -194,21 +198,14 @@ class SDPDetector(MapDetector):
         SDPDetector
             The fitted detector.
         """
-        X = None if X is None else check_images(X)
-        self._check_parameters(X)
+        self._check_fit(X, y)
+        X = None if X is None else self._check_images(X)
         self._fit_prompts(class_name)
         self._set_thresholds(X, class_name)
         return self
 
-    def _check_parameters(self, X: Any) -> None:
-        self._check_contamination(X)
-        real = isinstance(self.sigma, numbers.Real) and not isinstance(self.sigma, bool)
-        if not real or not 0 <= self.sigma < np.inf:
-            raise ValueError(f"sigma={self.sigma!r}: expected a number >= 0.")
-        if self.image_score not in _IMAGE_SCORES:
-            raise ValueError(
-                f"image_score={self.image_score!r}: expected one of {_IMAGE_SCORES}."
-            )
+    def _check_fit(self, X: Any, y: Any = None) -> None:
+        super()._check_fit(X, y)
         if self.image_score == "prompts+map" and X is None:
             raise ValueError(
                 "image_score='prompts+map' needs images for the range of its parts, "
@@ -249,7 +246,7 @@ class SDPDetector(MapDetector):
                 "fit(X) with images gives; after load_layers set warm_start=True for "
                 "it. Or use image_score='prompts'."
             )
-        X = check_images(X)
+        X = self._check_images(X)
         lowest, highest = self.score_range_.T[:, :, np.newaxis]
         # A single image has no range.
         spread = np.where(highest > lowest, highest - lowest, 1)
@@ -257,7 +254,7 @@ class SDPDetector(MapDetector):
         return 1 - parts.sum(axis=0)
 
     def _prompt_margins(self, X: Any, class_name: Any) -> np.ndarray:
-        embeddings = check_clip(self.clip).encode_image(X)
+        embeddings = check_clip(self.clip).encode_image(self._check_images(X))
         return self.prompt_detector_.score_samples(embeddings, class_name=class_name)
 
     def _score_parts(self, X: Any, class_name: Any) -> np.ndarray:
@@ -293,12 +290,7 @@ class SDPDetector(MapDetector):
         if class_names is None:
             return prompts.prototypes_[:1]
         names = [class_names] if isinstance(class_names, str) else class_names
-        unique = list(dict.fromkeys(names))
-        if unique == prompts.class_names_:
-            known = prompts.prototypes_
-        else:
-            known = prompts._encode_class_names(unique, None)
-        return known[[unique.index(name) for name in names]]
+        return prototypes_of(prompts, names)
 
     def _smoothed(self, maps: np.ndarray) -> np.ndarray:
         if self.sigma == 0:

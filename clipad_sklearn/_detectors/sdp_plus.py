@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy.special import expit
 from sklearn.base import clone
 from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
 from .._clip.settings import OpenCLIP, check_clip
 from .._files import replacing
-from .._images import check_images
 from .._masks import ResizedMasks
 from .._prompts import PromptSet
 from .._validation import all_or_nothing
@@ -164,6 +164,18 @@ class SDPPlusDetector(SDPDetector):
     (96, 96)
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "focal_weight": [Interval(Real, 0, None, closed="left")],
+        "focal_gamma": [Interval(Real, 0, None, closed="left")],
+        "dice_weight": [Interval(Real, 0, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="left")],
+        "n_epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "shuffle": ["boolean"],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+    }
+
     def __init__(
         self,
         clip: OpenCLIP | str | os.PathLike[str] | None = None,
@@ -214,7 +226,9 @@ class SDPPlusDetector(SDPDetector):
         self.random_state = random_state
 
     @all_or_nothing
-    def fit(self, X: Any = None, masks: Any = None, class_name: Any = None) -> Any:
+    def fit(
+        self, X: Any = None, masks: Any = None, class_name: Any = None
+    ) -> SDPPlusDetector:
         """Train the layers on images with masks.
 
         Parameters
@@ -235,9 +249,8 @@ class SDPPlusDetector(SDPDetector):
         SDPPlusDetector
             The fitted detector.
         """
-        X = None if X is None else check_images(X)
-        self._check_parameters(X)
-        self._check_training()
+        self._check_fit(X)
+        X = None if X is None else self._check_images(X)
         trained = self.warm_start and hasattr(self, "coefs_")
         if masks is None and not trained:
             raise ValueError(
@@ -276,23 +289,6 @@ class SDPPlusDetector(SDPDetector):
         return super().fit_predict(X, masks, class_name)
 
     # -- training ------------------------------------------------------------------
-
-    def _check_training(self) -> None:
-        for name, lowest in (
-            ("focal_weight", 0),
-            ("focal_gamma", 0),
-            ("dice_weight", 0),
-            ("learning_rate", 0),
-        ):
-            value = getattr(self, name)
-            real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not real or not lowest <= value < np.inf:
-                raise ValueError(f"{name}={value!r}: expected a number >= {lowest}.")
-        for name in ("n_epochs", "batch_size"):
-            value = getattr(self, name)
-            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-            if not whole or value < 1:
-                raise ValueError(f"{name}={value!r}: expected an integer >= 1.")
 
     def _train(self, images: Sequence[Any], masks: Any, class_name: Any) -> None:
         clip = clone(check_clip(self.clip)).set_params(batch_size=self.batch_size)

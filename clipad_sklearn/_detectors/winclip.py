@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from sklearn.base import clone
 
 from .._clip.models import load
 from .._clip.settings import OpenCLIP, check_clip
-from .._images import check_images
 from .._validation import all_or_nothing
 from .class_names import fit_named, score_named
 from .maps import MapDetector, upsampled
@@ -115,6 +114,10 @@ class WinCLIPDetector(MapDetector):
     [(96, 96), (96, 96)]
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "image_scale": ["boolean"],
+    }
+
     def __init__(
         self,
         clip: OpenCLIP | str | os.PathLike[str] | None = None,
@@ -133,7 +136,9 @@ class WinCLIPDetector(MapDetector):
         self.pixel_contamination = pixel_contamination
 
     @all_or_nothing
-    def fit(self, X: Any = None, y: Any = None, class_name: Any = None) -> Any:
+    def fit(
+        self, X: Any = None, y: Any = None, class_name: Any = None
+    ) -> WinCLIPDetector:
         """Fit the scorer.
 
         Parameters
@@ -151,7 +156,7 @@ class WinCLIPDetector(MapDetector):
         WinCLIPDetector
             The fitted detector.
         """
-        self._check_contamination(X)
+        self._check_fit(X, y)
         clip = check_clip(self.clip)
         grid = _tower(clip).grid
         _check_window_sizes(self.window_sizes, grid)
@@ -162,7 +167,7 @@ class WinCLIPDetector(MapDetector):
                 "embeddings with score_samples and predict_proba, such as "
                 "PromptDetector or RandomWordDetector."
             )
-        X = None if X is None else check_images(X)
+        X = None if X is None else self._check_images(X)
         embeddings = None if X is None else clip.encode_image(X)
         self.scorer_ = fit_named(clone(scorer), embeddings, class_name)
         width = load(clip).embedding_width
@@ -184,7 +189,8 @@ class WinCLIPDetector(MapDetector):
         return score_named(self.scorer_, embeddings, class_name)
 
     def _margins(self, X: Any, class_name: Any = None) -> np.ndarray:
-        return self._score(check_clip(self.clip).encode_image(X), class_name)
+        embeddings = check_clip(self.clip).encode_image(self._check_images(X))
+        return self._score(embeddings, class_name)
 
     def _model_maps(
         self, pixels: torch.Tensor, class_names: str | list[str] | None

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipad_sklearn._detectors.aggregation import aggregate
-
-METHODS = ["mean", "dbscan", "mean_shift", "kde", "pca"]
+from clipad_sklearn import PromptDetector, SDPDetector, SDPPlusDetector
+from clipad_sklearn._detectors.aggregation import METHODS, aggregate
+from clipad_sklearn._prompts import PRESETS
 
 
 def unit(vectors):
@@ -147,11 +147,23 @@ def test_pca_agrees_in_sign_with_the_mean(seed, centre):
 @pytest.mark.parametrize(
     ("method", "params", "message"),
     [
-        ("median", {}, "aggregation='median' is not known. Use one of 'mean', 'dbsca"),
-        ("mean", {"eps": 1}, "'mean' does not know 'eps'. It takes no parameters"),
-        ("mean_shift", {"bandwidth": 2}, "'mean_shift' does not know 'bandwidth'"),
-        ("dbscan", {"bandwidth": 2}, "'bandwidth'. It takes 'eps', 'min_samples'"),
-        ("kde", {"eps": 1, "a": 2}, "does not know 'a', 'eps'. It takes 'bandwidth'"),
+        ("median", {}, "aggregation='median': expected one of 'mean', 'dbsca"),
+        (
+            "mean",
+            {"eps": 1},
+            "{'eps': 1}: expected no parameters with aggregation='mean'",
+        ),
+        (
+            "mean_shift",
+            {"bandwidth": 2},
+            "expected no parameters with aggregation='mean_shift'",
+        ),
+        (
+            "dbscan",
+            {"bandwidth": 2},
+            "{'bandwidth': 2}: expected 'eps', 'min_samples' with",
+        ),
+        ("kde", {"eps": 1, "a": 2}, "{'eps': 1, 'a': 2}: expected 'bandwidth' with"),
         ("dbscan", {"eps": -1}, "The 'eps' parameter of DBSCAN must be a float in"),
         ("dbscan", {"min_samples": 0}, "The 'min_samples' parameter of DBSCAN must"),
         ("kde", {"bandwidth": 0}, "The 'bandwidth' parameter of KernelDensity must"),
@@ -165,3 +177,11 @@ def test_bad_parameters(method, params, message):
 def test_opposite_embeddings_have_no_mean():
     with pytest.raises(ValueError, match="the 2 embeddings cancel out"):
         aggregate(np.array([[1.0, 0.0], [-1.0, 0.0]]), "mean")
+
+
+@pytest.mark.parametrize("cls", [PromptDetector, SDPDetector, SDPPlusDetector])
+def test_docstrings_name_every_method_and_preset(cls):
+    lines = [line.strip() for line in cls.__doc__.splitlines()]
+    for parameter, names in (("aggregation", METHODS), ("prompts", PRESETS)):
+        [line] = [line for line in lines if line.startswith(f"{parameter} : ")]
+        assert all(f'"{name}"' in line for name in names), line

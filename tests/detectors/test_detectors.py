@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.special import expit, logit
 from sklearn import config_context
 from sklearn.base import clone
@@ -41,6 +42,8 @@ from clipad_sklearn import (
 from clipad_sklearn._clip.embedding_cache import open_cache
 from clipad_sklearn._clip.loaded_model import LoadedModel
 from clipad_sklearn._clip.models import load
+from clipad_sklearn._detectors.aggregation import METHODS
+from clipad_sklearn._prompts import PRESETS
 from clipad_sklearn.model_selection import ZeroShotSplit
 
 FAST = {"n_pairs": 100, "classifier": LogisticRegression(), "random_state": 0}
@@ -94,10 +97,8 @@ class TestPromptDetector:
         )
         np.testing.assert_allclose(hot * 7, cold, rtol=1e-6)
 
-    @pytest.mark.parametrize("prompts", ["clip-ac", "winclip", "clip-ad"])
-    @pytest.mark.parametrize(
-        "aggregation", ["mean", "dbscan", "mean_shift", "kde", "pca"]
-    )
+    @pytest.mark.parametrize("prompts", PRESETS)
+    @pytest.mark.parametrize("aggregation", METHODS)
     def test_presets_and_aggregations(
         self, prompts: str, aggregation: str, embeddings: np.ndarray
     ) -> None:
@@ -452,7 +453,7 @@ class TestThreshold:
         detector = PromptDetector("tiny").fit()
         scores = detector.score_samples(embeddings)
         same = embeddings[scores > 0][:1].repeat(20, axis=0)
-        with pytest.warns(UserWarning, match="All 20 images are called normal"):
+        with pytest.warns(UserWarning, match="All 20 images were classified as normal"):
             detector.predict(same)
         detector.predict(same[:19])
         detector.offset_ = -1.0
@@ -741,3 +742,29 @@ def test_names_of_features_are_forgotten(embeddings: np.ndarray) -> None:
         assert detector.fit(first).feature_names_in_[0] == "a0"
         assert not hasattr(detector.fit(None), "feature_names_in_")
         assert len(detector.score_samples(second)) == len(second)
+
+
+@pytest.mark.parametrize("kind", ["paths", "arrays", "one array", "pictures"])
+def test_a_forgotten_encoder_is_named(
+    kind: str, photos: list[np.ndarray], photo_files: list[str]
+) -> None:
+    X: Any = {
+        "paths": photo_files,
+        "arrays": photos,
+        "one array": np.zeros((3, 8, 8, 3), np.uint8),
+        "pictures": [Image.fromarray(photo) for photo in photos],
+    }[kind]
+    for detector in (PromptDetector("tiny"), RandomWordDetector("tiny", **FAST)):
+        with pytest.raises(ValueError, match=r"put CLIPImageEncoder\(clip\) before"):
+            detector.fit(None).score_samples(X)
+
+
+def test_labels_that_a_search_cannot_use(embeddings: np.ndarray) -> None:
+    detector = PromptDetector("tiny")
+    with pytest.raises(ValueError, match=r"y holds strings \('bad', 'good'\)"):
+        detector.fit(embeddings, ["good", "bad"] * 30)
+    search = GridSearchCV(
+        detector, {"prompts": ["clip-ac"]}, cv=ZeroShotSplit(), error_score="raise"
+    )
+    with pytest.raises(ValueError, match=r"y is None.*pass y, to searches"):
+        search.fit(embeddings)
