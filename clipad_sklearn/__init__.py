@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from ._detectors.fusion import FusionDetector
     from ._detectors.prompt import PromptDetector
     from ._detectors.random_word import RandomWordDetector
+    from ._detectors.regions import anomaly_regions
     from ._detectors.sdp import SDPDetector
     from ._detectors.sdp_plus import SDPPlusDetector
+    from ._detectors.tiled import TiledDetector
     from ._detectors.winclip import WinCLIPDetector
     from ._errors import ImageReadError, WeightsNotFound
     from ._images import list_images
@@ -42,8 +44,10 @@ _MODULES = {
     "RandomWordDetector": "_detectors.random_word",
     "SDPDetector": "_detectors.sdp",
     "SDPPlusDetector": "_detectors.sdp_plus",
+    "TiledDetector": "_detectors.tiled",
     "WeightsNotFound": "_errors",
     "WinCLIPDetector": "_detectors.winclip",
+    "anomaly_regions": "_detectors.regions",
     "calibrate_threshold": "_detectors.calibration",
     "clear_models": "_clip.models",
     "list_images": "_images",
@@ -63,8 +67,10 @@ __all__ = [
     "RandomWordDetector",
     "SDPDetector",
     "SDPPlusDetector",
+    "TiledDetector",
     "WeightsNotFound",
     "WinCLIPDetector",
+    "anomaly_regions",
     "calibrate_threshold",
     "clear_models",
     "list_images",

@@ -192,6 +192,29 @@ def open_image(image: Any) -> Image.Image:
     return opened(image, _to_rgb)
 
 
+def image_size(image: Any) -> tuple[int, int]:
+    """Return height and width of an upright image, of a file from its header alone.
+
+    Raises ValueError where that cannot be told; `open_image` says why.
+    """
+    from PIL import Image
+
+    if isinstance(image, np.ndarray):
+        if image.ndim < 2:
+            raise ValueError(f"array of shape {image.shape} is no image")
+        return int(image.shape[0]), int(image.shape[1])
+    try:
+        with contextlib.ExitStack() as stack:
+            if not is_pil(image):
+                image = stack.enter_context(Image.open(image))
+            width, height = image.size
+            # From 5 on, EXIF turns the image on its side.
+            turned = image.getexif().get(0x0112, 1) >= 5
+    except Exception as error:  # of all kinds, from decoders of damaged files
+        raise ValueError("its size cannot be read") from error
+    return (width, height) if turned else (height, width)
+
+
 def opened(image: Any, convert: Callable[[Image.Image], Any]) -> Any:
     """Return what `convert` makes of a path, a file's bytes or a `PIL.Image`."""
     from PIL import Image, ImageOps

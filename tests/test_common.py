@@ -31,6 +31,7 @@ from clipad_sklearn import (
     RandomWordDetector,
     SDPDetector,
     SDPPlusDetector,
+    TiledDetector,
     WinCLIPDetector,
 )
 
@@ -96,6 +97,7 @@ EXPECTED_FAILURES: dict[str, dict[str, str]] = {
         WinCLIPDetector(),
         SDPDetector(),
         SDPPlusDetector(),
+        TiledDetector(SDPDetector()),
     ],
     expected_failed_checks=lambda estimator: EXPECTED_FAILURES.get(
         type(estimator).__name__, {}
@@ -155,6 +157,7 @@ def _image_estimators() -> list[Any]:
         WinCLIPDetector("tiny"),
         SDPDetector("tiny"),
         TrainedSDPPlusDetector("tiny", n_epochs=1, random_state=0),
+        TiledDetector(SDPDetector("tiny"), tiles=(1, 2)),
     ]
 
 

@@ -14,7 +14,8 @@ for name in (*clipad_sklearn.__all__, "datasets", "metrics", "model_selection"):
     value = getattr(clipad_sklearn, name)
     if not (isinstance(value, type) and issubclass(value, BaseEstimator)):
         continue
-    required = {"FusionDetector": ([("words", clipad_sklearn.RandomWordDetector())],)}
+    words = clipad_sklearn.RandomWordDetector()
+    required = {"FusionDetector": ([("words", words)],), "TiledDetector": (words,)}
     estimator = value(*required.get(name, ()))
     for one in (estimator, clone(estimator)):
         repr(one)

@@ -95,6 +95,13 @@ class LoadedModel:
         """Number of features of an embedding."""
         return int(self.encode_tokens(self.tokenize(["a"])).shape[1])
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        size = self.preprocess_cfg["size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(height), int(width)
+
     def transform(self, resize: str) -> Any:
         """Return open_clip's own preprocessing, with the given way of resizing."""
         mode = {"squash": "squash", "crop": "shortest"}[resize]
@@ -228,8 +235,7 @@ class LoadedModel:
         if not self.device.startswith("cuda"):
             return torch.float32
         # Half precision only where it does not show: a fixed rule on fixed input.
-        size = self.preprocess_cfg["size"]
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = self.input_size
         noise = torch.Generator().manual_seed(0)
         pixels = torch.randn((2, 3, height, width), generator=noise)
         exact = self.encode_pixels(pixels)

@@ -42,6 +42,9 @@ class MapDetector(ClassNameDetector):
         ],
     }
 
+    # At which size `pixel_offset_` is found: maps of this are enlarged to any other.
+    _offset_size = "model"
+
     clip: Any
     pixel_contamination: float | str
     pixel_offset_: float
@@ -196,9 +199,9 @@ class MapDetector(ClassNameDetector):
             maps = load(clip).within_memory("maps", len(pixels), maps_of)
             for anomaly_map, image_size in zip(maps, image_sizes, strict=True):
                 if isinstance(size, tuple):
-                    yield _resized(anomaly_map, size)
+                    yield resized(anomaly_map, size)
                 elif size == "image":
-                    yield _resized(anomaly_map, image_size)
+                    yield resized(anomaly_map, image_size)
                 else:
                     yield anomaly_map.astype(np.float32)
 
@@ -221,7 +224,7 @@ class MapDetector(ClassNameDetector):
             return
         # Counts per bin need no more memory for more images, unlike sorting.
         counts = np.zeros(_N_BINS + 1, dtype=np.int64)
-        for anomaly_map in self.iter_anomaly_maps(X, size="model", **params):
+        for anomaly_map in self.iter_anomaly_maps(X, size=self._offset_size, **params):
             bins = np.rint(anomaly_map.astype(np.float64) * _N_BINS).astype(np.int64)
             counts += np.bincount(bins.ravel(), minlength=_N_BINS + 1)
         above = counts[::-1].cumsum()[::-1] - counts
@@ -285,7 +288,7 @@ def _check_size(size: Any, clip: OpenCLIP) -> str | tuple[int, int]:
     return int(height), int(width)
 
 
-def _resized(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize one map, bilinearly, and with antialiasing where it shrinks."""
     from PIL import Image
 

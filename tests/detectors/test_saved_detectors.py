@@ -26,6 +26,7 @@ from clipad_sklearn import (
     RandomWordDetector,
     SDPDetector,
     SDPPlusDetector,
+    TiledDetector,
     WinCLIPDetector,
     calibrate_threshold,
 )
@@ -111,6 +112,7 @@ def _estimators() -> dict[str, Any]:
         "winclip": WinCLIPDetector("tiny", scorer=words, pixel_contamination=0.1),
         "sdp": SDPDetector("tiny", contamination=0.5),
         "sdp+": SDPPlusDetector("tiny", n_epochs=1, random_state=0),
+        "tiled": TiledDetector(SDPDetector("tiny"), tiles=(1, 2), contamination=0.3),
         "pipeline": make_pipeline(CLIPImageEncoder("tiny"), words),
     }
 
