@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import available_if
@@ -175,7 +176,7 @@ class TiledDetector(MapDetector):
                 f"detector={self.detector!r}: expected a detector on images, or a "
                 "Pipeline of CLIPImageEncoder and a detector, with score_samples."
             )
-        detector = clone(self.detector)
+        detector = _without_threshold(clone(self.detector))
         if X is None:
             self.detector_ = fit_named(detector, None, class_name)
         else:
@@ -304,6 +305,16 @@ class TiledDetector(MapDetector):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "detector_") and hasattr(self, "offset_")
+
+
+def _without_threshold(detector: Any) -> Any:
+    """Have no threshold set from tiles, which play no role and cost a pass."""
+    if not isinstance(detector, FrozenEstimator):
+        last = detector[-1] if isinstance(detector, Pipeline) else detector
+        for name in ("contamination", "pixel_contamination"):
+            if name in last.get_params(deep=False):
+                last.set_params(**{name: "auto"})
+    return detector
 
 
 @contextlib.contextmanager

@@ -193,6 +193,13 @@ def test_threshold_is_its_own(large: list[np.ndarray]) -> None:
     assert tiled.detector_[-1].offset_ != tiled.offset_
 
 
+def test_threshold_of_the_detector_plays_no_role() -> None:
+    detector = SDPDetector("tiny", contamination=0.1, pixel_contamination=0.1)
+    tiled = TiledDetector(detector).fit()
+    assert tiled.offset_ == 0
+    assert tiled.get_params()["detector__contamination"] == 0.1
+
+
 def test_threshold_of_maps(large: list[np.ndarray]) -> None:
     tiled = TiledDetector(SDPDetector("tiny"), pixel_contamination=0.1).fit(large)
     masks = tiled.predict_masks(large)
