@@ -6,6 +6,14 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+_hidden = False
+
+
+def set_hidden(hidden: bool) -> None:
+    """Show no bar from now on, or again where there is a terminal."""
+    global _hidden
+    _hidden = hidden
+
 
 class _Silent:
     """The part of a bar that is used here, without a bar."""
@@ -33,7 +41,7 @@ def progress_bar(
     if shown is None:
         shown = sys.stderr is not None and sys.stderr.isatty()
         kwargs["delay"] = 1
-    if not shown:
+    if _hidden or not shown:
         return nullcontext(_Silent())
     from tqdm.auto import tqdm
 

@@ -24,6 +24,12 @@ def shared_data() -> Path:
     return REAL_PHOTOS
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Commands keep embeddings in a folder of this run, not in the user's."""
+    os.environ["CLIPAD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

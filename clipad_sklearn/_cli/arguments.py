@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NoReturn
+from importlib.util import find_spec
+from typing import Any, ClassVar, NoReturn
 
 from .._version import __version__
-from .methods import METHODS, method_name
-from .output import UsageError
+from .cache import cache_folder
+from .methods import LEARNS_FROM_PHOTOS, METHODS, method_name
+from .output import UsageError, given_settings
 
 _EPILOG = """\
 exit status:
@@ -35,31 +38,84 @@ class ScoreSettings:
     """What ``clipad score`` is asked to do."""
 
     paths: tuple[str, ...]
+    # The detector
     method: str = "random-word"
+    good: tuple[str, ...] = ()
+    load: str | None = None
     clip: str | None = None
     class_name: str | None = None
+    normal: tuple[str, ...] = ()
+    anomalous: tuple[str, ...] = ()
     random_state: int = 0
     scorer: str = "prompt"
     layers: str | None = None
-    # Threshold
+    # The threshold
     threshold: float | None = None
     contamination: float | None = None
     calibrate: tuple[str, ...] = ()
+    bad: tuple[str, ...] = ()
     max_false_alarm: float | None = None
+    confidence: float | None = None
+    shift_test: bool = False
     # Results
     out: str | None = None
     dask: str | None = None
     maps: str | None = None
     map_format: str = "png"
     report: str | None = None
+    title: str | None = None
     heat_maps: bool = False
     save: str | None = None
-    load: str | None = None
-    # CLIP
+    quiet: bool = False
+    # The CLIP
     device: str | None = None
     batch_size: int | None = None
     precision: str | None = None
     embedding_cache: str | None = None
+    no_cache: bool = False
+
+    of_outputs: ClassVar = (
+        "out", "dask", "maps", "map_format", "report", "title", "heat_maps", "save",
+        "quiet",
+    )  # fmt: skip
+    of_clip: ClassVar = (
+        "clip", "device", "batch_size", "precision", "embedding_cache", "no_cache",
+    )  # fmt: skip
+
+    @property
+    def learns_from_photos(self) -> bool:
+        """Whether photos, and not only words, decide what is normal."""
+        return bool(self.good) or self.method in LEARNS_FROM_PHOTOS
+
+    @property
+    def promises(self) -> bool:
+        """Whether a rate of false alarms is asked for."""
+        return self.max_false_alarm is not None or self.confidence is not None
+
+    @property
+    def files(self) -> list[str]:
+        """What is written, as single files."""
+        out = None if self.dask is not None else self.out
+        return [path for path in (out, self.report, self.save) if path is not None]
+
+    @property
+    def written(self) -> list[str]:
+        """What is written."""
+        paths = (self.out, self.report, self.save, self.maps)
+        return [path for path in paths if path is not None]
+
+    @property
+    def clip_settings(self) -> dict[str, Any]:
+        """The parameters of `OpenCLIP` that this run sets."""
+        cache = self.embedding_cache
+        if cache is None:
+            cache = "memory" if self.no_cache else cache_folder()
+        return given_settings(self) | {"embedding_cache": cache}
+
+    @property
+    def saved_clip_settings(self) -> dict[str, Any]:
+        """Those that a saved detector has instead: no folder that nobody named."""
+        return {"embedding_cache": self.embedding_cache or "memory"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +124,7 @@ class DemoSettings:
 
     out: str = "clipad-demo"
     n: int = 60
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +169,7 @@ class CacheSettings:
     """What ``clipad cache`` is asked to do."""
 
     action: str
-    folder: str
+    folder: str | None = None
 
 
 # -- parsing -------------------------------------------------------------------
@@ -122,6 +179,11 @@ class _Parser(argparse.ArgumentParser):
     """Keeps the one line that matters from drowning in usage."""
 
     def error(self, message: str) -> NoReturn:
+        if message.endswith("required: PATH"):
+            message += (
+                " (--calibrate takes all folders that follow it: put PATH before it, "
+                "or -- between)"
+            )
         self.exit(2, f"{self.prog}: error: {message}\nSee `{self.prog} --help`.\n")
 
 
@@ -191,10 +253,13 @@ columns of the output:
   path       as given; in CSV a path that begins with = + - @ ' tab or a line
              break gets one apostrophe in front, so that no spreadsheet runs it
   rank       1 is the most suspicious
-  p_anomaly  probability of an anomaly; does not move with the threshold
+  verdict    normal, anomalous or unreadable
   margin     log p(normal) - log p(anomalous), higher is more normal
   threshold  photos with a margin below it are called anomalous
-  verdict    normal or anomalous
+  p_value    with --calibrate: the share of its good photos, this one counted,
+             that look at least as odd
+  p_anomaly  probability of an anomaly by the method alone: it does not move
+             with the threshold, and is close to 1 for most photos
   error      why the photo could not be read; the numbers are empty then
 """,
     )
@@ -216,7 +281,11 @@ columns of the output:
     parser.add_argument(
         "--embedding-cache",
         metavar="FOLDER",
-        help="keep embeddings in FOLDER, so that no photo is encoded twice",
+        help="keep embeddings and learned words in FOLDER, so that nothing is done "
+        "twice (default: a folder of the user, see `clipad cache info`)",
+    )
+    parser.add_argument(
+        "--no-cache", action="store_true", help="keep nothing, and use nothing kept"
     )
 
 
@@ -228,7 +297,21 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="random-word: classifier trained on random words (default); prompt, "
         "clip-ac: comparison with prompts; fusion: random-word and prompt; winclip, "
-        "winclip-random-word, winclip-fusion, sdp and sdp-plus also say where (--maps)",
+        "winclip-random-word, winclip-fusion, sdp and sdp-plus: also say where; "
+        "reference: comparison with --good, says where (default with --good); mutual: "
+        "the photos are compared with each other, which needs nothing else, says where",
+    )
+    parser.add_argument(
+        "--good",
+        action="append",
+        metavar="FOLDER",
+        help="good photos to compare with; may be repeated. With another --method both "
+        "are combined",
+    )
+    parser.add_argument(
+        "--load",
+        metavar="FILE",
+        help="use a detector of --save; loading runs code, so trust the file",
     )
     parser.add_argument(
         "--scorer",
@@ -243,6 +326,14 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     )
     _add_clip(parser)
     parser.add_argument("--class-name", metavar="NAME", help="what the photos show")
+    for name, example in (("normal", "clean {}"), ("anomalous", "stained {}")):
+        parser.add_argument(
+            f"--{name}",
+            action="append",
+            metavar="WORDS",
+            help=f'your own words for {name}, such as "{example}"; may be repeated, or '
+            "name a text file with one on each line",
+        )
     parser.add_argument(
         "--random-state",
         type=_number(int, 0, 2**32 - 1),
@@ -273,15 +364,35 @@ def _add_threshold(parser: argparse.ArgumentParser) -> None:
         "--calibrate",
         nargs="+",
         metavar=("GOOD", "BAD"),
-        help="set the threshold from a folder of good photos, or from that and folders "
-        "of bad ones (best F1)",
+        help="set the threshold from a folder of good photos, other ones than --good; "
+        "folders that follow it are of bad ones, as with --bad",
+    )
+    group.add_argument(
+        "--bad",
+        action="append",
+        metavar="FOLDER",
+        help="with --calibrate: bad photos, may be repeated. The threshold is then the "
+        "best F1 score, unless a rate or a confidence is asked for",
     )
     group.add_argument(
         "--max-false-alarm",
         type=_number(float, 0, 1, below=True),
         metavar="R",
-        help="with --calibrate: at most this share of its good photos may be called "
-        "anomalous (default without bad photos: 0.05)",
+        help="with --calibrate: promise that at most this share of new good photos is "
+        "called anomalous (default without bad photos: 0.05)",
+    )
+    group.add_argument(
+        "--confidence",
+        type=_number(float, 0, 1, above=True, below=True),
+        metavar="C",
+        help="with --calibrate: of that promise, such as 0.95, which needs about three "
+        "times as many good photos (default: on average)",
+    )
+    group.add_argument(
+        "--shift-test",
+        action="store_true",
+        help="say whether the photos still look like the good ones of --calibrate, "
+        "with a false alarm on at most 1 good day in 100",
     )
 
 
@@ -289,7 +400,8 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="write all rows to FILE.csv, or with settings and versions to FILE.json; "
+        help="write all rows to FILE.csv or FILE.xlsx (which needs openpyxl), or with "
+        "settings and versions and all digits to FILE.json; "
         "with --dask: the folder for the rows",
     )
     parser.add_argument(
@@ -302,8 +414,9 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--maps",
         metavar="FOLDER",
-        help="with a method that says where: write an anomaly map and an overlay of "
-        "each photo, at its size, to FOLDER",
+        help="write an anomaly map and an overlay of each photo, at its size, to "
+        "FOLDER; takes about a dozen times as long with a method that does not say "
+        "where itself",
     )
     parser.add_argument(
         "--map-format",
@@ -315,33 +428,40 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write a page to look at, with thumbnails, to FILE.html",
     )
+    parser.add_argument("--title", metavar="TEXT", help="of the page of --report")
     parser.add_argument(
         "--heat-maps",
         action="store_true",
-        help="with --report: show where the anomalies are; takes about a dozen times "
-        "as long",
+        help="with --report: show where the anomalies are, also with a method that "
+        "does not say where itself; takes about a dozen times as long",
     )
     parser.add_argument(
-        "--save", metavar="FILE", help="save the fitted detector (joblib)"
-    )
-    parser.add_argument(
-        "--load",
+        "--save",
         metavar="FILE",
-        help="use a saved detector; loading runs code, so trust the file",
+        help="save the fitted detector with its threshold (joblib)",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="say nothing of what is being done"
     )
 
 
 def _check_score(given: dict[str, Any]) -> None:
     if "load" in given:
-        for name in ("clip", "method", "class_name", "random_state"):
+        for name in (
+            "clip", "method", "good", "class_name", "normal", "anomalous",
+            "random_state", "scorer", "layers",
+        ):  # fmt: skip
             if name in given:
                 option = "--" + name.replace("_", "-")
                 raise UsageError(f"{option} has no effect beside --load: it is saved")
-    _check_maps(given)
-    if "max_false_alarm" in given and "calibrate" not in given:
-        raise UsageError("--max-false-alarm needs --calibrate")
+    _check_method(given)
+    for name in ("bad", "max_false_alarm", "confidence"):
+        if name in given and "calibrate" not in given:
+            raise UsageError(f"--{name.replace('_', '-')} needs --calibrate")
+    if "no_cache" in given and "embedding_cache" in given:
+        raise UsageError("--no-cache and --embedding-cache exclude each other")
     out = given.get("out")
-    is_file = out is not None and out.endswith((".csv", ".json"))
+    is_file = out is not None and out.endswith((".csv", ".json", ".xlsx"))
     if "dask" in given:
         if out is None or is_file:
             raise UsageError("--dask needs --out FOLDER, for Parquet files")
@@ -349,20 +469,30 @@ def _check_score(given: dict[str, Any]) -> None:
             if name in given:
                 raise UsageError(f"--dask cannot be combined with --{name}")
     elif out is not None and not is_file:
-        raise UsageError(f"--out {out}: the name must end in .csv or .json")
+        raise UsageError(f"--out {out}: the name must end in .csv, .xlsx or .json")
     if "report" in given and not given["report"].endswith(".html"):
         raise UsageError(f"--report {given['report']}: the name must end in .html")
-    if "heat_maps" in given and "report" not in given:
-        raise UsageError("--heat-maps needs --report")
+    for name in ("heat_maps", "title"):
+        if name in given and "report" not in given:
+            raise UsageError(f"--{name.replace('_', '-')} needs --report")
+    if out is not None and out.endswith(".xlsx") and find_spec("openpyxl") is None:
+        raise UsageError(f"--out {out}: needs openpyxl: python -m pip install openpyxl")
 
 
-def _check_maps(given: dict[str, Any]) -> None:
-    """Check the options of methods with maps, and put method and scorer together."""
+def _check_method(given: dict[str, Any]) -> None:
+    """Check the options of methods, and put method and scorer together."""
+    if "good" in given:
+        given.setdefault("method", "reference")
     method = given.get("method")
-    on_images = method is not None and METHODS[method].on_images
-    if "maps" in given and not on_images:
-        *names, last = (name for name, method in METHODS.items() if method.on_images)
-        raise UsageError(f"--maps needs --method {', '.join(names)} or {last}")
+    if method == "reference" and "good" not in given:
+        raise UsageError(
+            "--method reference needs --good FOLDER, photos to compare with"
+        )
+    if method == "mutual" and "good" in given:
+        raise UsageError(
+            "--method mutual compares the photos with each other; leave out --good, or "
+            "--method"
+        )
     if "map_format" in given and "maps" not in given:
         raise UsageError("--map-format needs --maps")
     if "scorer" in given:
@@ -374,8 +504,30 @@ def _check_maps(given: dict[str, Any]) -> None:
         raise UsageError(
             "--method sdp-plus requires --layers, and --layers is for sdp-plus only"
         )
-    if "save" in given and on_images:
-        raise UsageError(f"--save cannot keep --method {method}; leave it out")
+    if ("normal" in given) != ("anomalous" in given):
+        raise UsageError("--normal and --anomalous need each other")
+    if "normal" in given:
+        if method in LEARNS_FROM_PHOTOS:
+            raise UsageError(f"--normal: --method {method} uses no words")
+        for name in ("normal", "anomalous"):
+            given[name] = _words(name, given[name])
+
+
+def _words(name: str, values: Sequence[str]) -> list[str]:
+    """Return words as given, or the lines of the files that are named."""
+    words: list[str] = []
+    for value in values:
+        if not os.path.isfile(value):
+            words.append(value)
+            continue
+        try:
+            with open(value, encoding="utf-8-sig") as file:
+                words += [line.strip() for line in file if line.strip()]
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--{name} {value}: cannot be read ({error})") from error
+    if not words:
+        raise UsageError(f"--{name}: found no words")
+    return words
 
 
 # -- demo, models, cache -------------------------------------------------------
@@ -399,6 +551,9 @@ def _add_demo(commands: Any) -> None:
         type=_number(int, 2, 999),
         metavar="N",
         help="number of photos, every second with a defect (default: 60)",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="say nothing of what is being done"
     )
 
 
@@ -430,14 +585,19 @@ def _add_cache(commands: Any) -> None:
         "cache",
         CacheSettings,
         _no_check,
-        help="look after a folder of embeddings (score --embedding-cache)",
+        help="look after what is kept: embeddings and learned words",
     )
     parser.add_argument(
         "action",
         choices=("info", "clear", "verify"),
         help="show its size, empty it, or check every entry and drop damaged ones",
     )
-    parser.add_argument("folder", metavar="FOLDER")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        metavar="FOLDER",
+        help="of score --embedding-cache (default: the folder of the user)",
+    )
 
 
 # -- benchmark -----------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .arguments import parse
-from .output import UsageError, printable
+from .output import UsageError, printable, set_quiet, stage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,9 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     command, settings = parse(argv)
+    set_quiet(getattr(settings, "quiet", False))
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
+            if hasattr(settings, "quiet"):
+                stage("starting: loading libraries")
             run = importlib.import_module(f".{command}", __package__).run
             status = int(run(settings))
             sys.stdout.flush()

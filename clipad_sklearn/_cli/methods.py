@@ -21,6 +21,8 @@ _TRAINING: dict[str, Any] = {
     "n_epochs": 20,
     "shuffle": True,
 }
+# Photos that judge each other are compared with this share of the nearest ones.
+MUTUAL_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -31,33 +33,52 @@ class Choices:
     random_state: int = 0
     n_pairs: int = 10_000
     layers: str | None = None  # None: trained on generated images
+    normal: tuple[str, ...] = ()
+    anomalous: tuple[str, ...] = ()
 
     @property
     def object_name(self) -> str:
         """What prompts call the object."""
         return self.class_name or "object"
 
+    def prompts(self, preset: str) -> Any:
+        """Return the preset, or the user's own words in its templates."""
+        if not self.normal:
+            return preset
+        from .._prompts import PRESETS, PromptSet
+
+        return PromptSet(self.normal, self.anomalous, PRESETS[preset].templates)
+
 
 def _clip_ac(clip: OpenCLIP, choices: Choices) -> Any:
     from .._detectors.prompt import PromptDetector
 
-    return PromptDetector(clip, prompts="clip-ac", class_name=choices.object_name)
+    prompts = choices.prompts("clip-ac")
+    return PromptDetector(clip, prompts=prompts, class_name=choices.object_name)
 
 
 def _prompt(clip: OpenCLIP, choices: Choices) -> Any:
     from .._detectors.prompt import PromptDetector
 
-    return PromptDetector(clip, class_name=choices.object_name)
+    prompts = choices.prompts("winclip")
+    return PromptDetector(clip, prompts=prompts, class_name=choices.object_name)
 
 
 def _random_word(clip: OpenCLIP, choices: Choices) -> Any:
     from .._detectors.random_word import RandomWordDetector
 
+    states: dict[str, Any] = {}
+    if choices.normal:
+        states = {
+            "normal_states": choices.normal,
+            "anomalous_states": choices.anomalous,
+        }
     return RandomWordDetector(
         clip,
         class_name=choices.class_name,
         n_pairs=choices.n_pairs,
         random_state=choices.random_state,
+        **states,
     )
 
 
@@ -83,7 +104,8 @@ def _winclip(scorer: Callable[[OpenCLIP, Choices], Any]) -> Callable[..., Any]:
 def _sdp(clip: OpenCLIP, choices: Choices) -> Any:
     from .._detectors.sdp import SDPDetector
 
-    return SDPDetector(clip, class_name=choices.object_name)
+    prompts = choices.prompts("clip-ad")
+    return SDPDetector(clip, prompts=prompts, class_name=choices.object_name)
 
 
 def _sdp_plus(clip: OpenCLIP, choices: Choices) -> Any:
@@ -104,6 +126,20 @@ class Method:
     make: Callable[[OpenCLIP, Choices], Any]
 
 
+def _reference(clip: OpenCLIP, choices: Choices) -> Any:
+    from .._detectors.reference import ReferenceDetector
+
+    return ReferenceDetector(clip, random_state=choices.random_state)
+
+
+def _mutual(clip: OpenCLIP, choices: Choices) -> Any:
+    from .._detectors.reference import ReferenceDetector
+
+    return ReferenceDetector(
+        clip, n_neighbors=MUTUAL_SHARE, random_state=choices.random_state
+    )
+
+
 METHODS: dict[str, Method] = {
     "clip-ac": Method(False, False, _clip_ac),
     "prompt": Method(False, False, _prompt),
@@ -114,7 +150,10 @@ METHODS: dict[str, Method] = {
     "winclip-fusion": Method(True, True, _winclip(_fusion)),
     "sdp": Method(False, True, _sdp),
     "sdp-plus": Method(True, True, _sdp_plus),
+    "reference": Method(False, True, _reference),
+    "mutual": Method(False, True, _mutual),
 }
+LEARNS_FROM_PHOTOS = ("reference", "mutual")
 
 
 def method_name(text: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from .._files import replacing
+from .._progress import set_hidden
 
 
 class UsageError(Exception):
@@ -29,9 +31,42 @@ def as_usage_error() -> Iterator[None]:
 # -- printing ------------------------------------------------------------------
 
 
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Leave out what `stage` says, and progress bars."""
+    global _quiet
+    _quiet = quiet
+    set_hidden(quiet)
+
+
 def say(message: str) -> None:
     """Print a remark beside the results."""
-    print(f"clipad: {printable(message)}", file=sys.stderr)
+    print(f"clipad: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def stage(message: str) -> None:
+    """Say what is being done, unless the user wants it quiet."""
+    if not _quiet:
+        say(message)
+
+
+def counted(n: int, what: str) -> str:
+    """Return a number with its noun, such as ``"1 photo"``."""
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
+
+
+def per_cent(share: float) -> str:
+    """Return a share to read."""
+    return f"{100 * share:.3g} %"
+
+
+def per_cent_at_most(share: float) -> str:
+    """Return a bound to read, never below what it is."""
+    digits = 2 - math.floor(math.log10(100 * share)) if share > 0 else 0
+    unit = 10.0 ** -min(digits, 6)
+    return f"{math.ceil(100 * share / unit - 1e-9) * unit:.3g} %"
 
 
 def printable(text: str) -> str:

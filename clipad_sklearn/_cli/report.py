@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,9 +21,9 @@ from .._images import open_image
 from .._progress import progress_bar
 from .output import writing
 
-# Up to so many photos, thumbnails have so many pixels on the longer side: the page
-# stays below some 40 MB at 10,000 photos.
-_SIDES = ((1500, 192), (5000, 128), (float("inf"), 96))
+# Up to this many photos, thumbnails have this many pixels on the longer side: large
+# enough to judge a photo of a small set, and some 40 MB at 10,000 photos.
+_SIDES = ((120, 640), (400, 384), (1500, 192), (5000, 128), (float("inf"), 96))
 MAP_SIDE = 28
 
 
@@ -35,14 +36,20 @@ def write_report(
     settings: Any,
     versions: Any,
     anomaly_maps: Iterable[np.ndarray] | None = None,
+    title: str | None = None,
+    folder: str = "",
+    sentences: Sequence[str] = (),
+    calibration_scores: np.ndarray | None = None,
+    truths: dict[str, str] | None = None,
 ) -> None:
     """Write the page, in one go.
 
     `rows` are those of `make_rows`. `anomaly_maps` has one map of `MAP_SIDE` pixels
-    square for each row without an error, in their order.
+    square for each row without an error, in their order. `sentences` say where the
+    threshold comes from. `truths` says of paths what the photos really show.
     """
     side = next(side for most, side in _SIDES if len(rows) <= most)
-    folder = os.path.dirname(os.path.abspath(path))
+    page_folder = os.path.dirname(os.path.abspath(path))
     scored = [row for row in rows if row["margin"] is not None]
     maps: list[str] = []
     scale = (0.0, 1.0)
@@ -58,9 +65,11 @@ def write_report(
             photos.append(
                 {
                     "path": row["path"],
-                    "href": _href(row["path"], folder),
+                    "href": _href(row["path"], page_folder),
                     "margin": row["margin"],
                     "p_anomaly": row["p_anomaly"],
+                    "p_value": row["p_value"],
+                    "truth": (truths or {}).get(row["path"]),
                     "error": "",
                     "thumbnail": thumbnail,
                     "width": width,
@@ -70,8 +79,8 @@ def write_report(
             )
             progress.update()
     for row in rows[len(scored) :]:
-        empty = dict.fromkeys(("margin", "p_anomaly", "thumbnail", "map"))
-        names = {"path": row["path"], "href": _href(row["path"], folder)}
+        empty = dict.fromkeys(("margin", "p_anomaly", "p_value", "thumbnail", "map"))
+        names = {"path": row["path"], "href": _href(row["path"], page_folder)}
         photos.append(names | empty | {"error": row["error"]})
     data = {
         "photos": photos,
@@ -81,6 +90,13 @@ def write_report(
         "versions": versions,
         "map_side": MAP_SIDE if maps else 0,
         "map_range": scale,
+        "title": title,
+        "folder": folder,
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
+        "sentences": list(sentences),
+        "calibration_scores": (
+            None if calibration_scores is None else np.sort(calibration_scores).tolist()
+        ),
     }
     page = _page(data)
     with (

@@ -9,32 +9,24 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.pipeline import Pipeline, make_pipeline
 
-from .._clip.encoding import encode_images
-from .._clip.image_encoder import CLIPImageEncoder
-from .._clip.settings import check_clip
-from .._detectors.base import is_uncalibrated, quantile_offset
-from .._detectors.calibration import calibrate_threshold
-from .._detectors.maps import embedding_detector
 from .._score_images import score_images
-from .._score_rows import check_detector, score_readable
-from .methods import METHODS, Choices, fitted_detector
+from .._score_rows import has_margins, score_readable
+from .detectors import Fitted, obtain_detector, save_detector
 from .output import (
     UsageError,
     as_usage_error,
     check_writable,
-    given_settings,
+    counted,
     printable,
     say,
-    writing,
+    stage,
 )
 from .photos import find_photos
 from .table import make_rows, print_table, versions, write_rows
+from .threshold import Threshold, say_shift, set_threshold
 
 if TYPE_CHECKING:
-    from .._clip.settings import OpenCLIP
-    from .._detectors.maps import MapDetector
     from .arguments import ScoreSettings
 
 _SHOWN = 20
@@ -45,40 +37,42 @@ def run(settings: ScoreSettings) -> int:
     paths, notes = find_photos(settings.paths)
     for note in notes:
         say(note)
-    calibration = [find_photos([folder])[0] for folder in settings.calibrate]
-    files = [settings.report, settings.save]
-    if settings.dask is None:
-        files.append(settings.out)
-    for path in files:
-        if path is not None:
-            check_writable(path)
+    references = find_photos(settings.good)[0] if settings.good else []
+    good = find_photos(settings.calibrate[:1])[0] if settings.calibrate else []
+    bad_folders = (*settings.calibrate[1:], *settings.bad)
+    bad = find_photos(bad_folders)[0] if bad_folders else []
+    for path in settings.files:
+        check_writable(path)
+    if settings.maps:
+        from .maps import check_map_folder
+
+        check_map_folder(settings.maps)
+    stage(f"found {counted(len(paths), 'photo')}")
     if settings.dask is not None:
-        return _run_on_dask(settings, paths, calibration)
-    detector, clip, mapper = _fitted_detector(settings)
+        return _run_on_dask(settings, paths, references, good, bad)
+
+    fitted = obtain_detector(settings, paths, references)
+    stage(f"scoring {counted(len(paths), 'photo')}")
     with as_usage_error():
-        margins, features, failures = score_readable(detector, paths)
+        margins, _, failures = score_readable(fitted.detector, paths)
     _say_failures(failures)
-    source, n_failures = _set_threshold(settings, detector, clip, calibration, features)
-    n_failures += len(failures)
+    threshold = set_threshold(settings, fitted, good, bad, margins)
     errors = {index: reason for index, _, reason in failures}
-    rows = make_rows(paths, margins, float(detector[-1].offset_), errors)
-
-    about = _about(settings, clip, source)
-    if settings.out:
-        write_rows(settings.out, rows, about)
-    if settings.report:
-        _write_report(settings, rows, detector, mapper, clip, about)
-    if mapper is not None and settings.maps:
-        from .maps import write_maps
-
-        images = [path for i, path in enumerate(paths) if i not in errors]
-        write_maps(mapper, images, settings.maps, settings.map_format)
-    _save(settings, detector)
-    _print_rows(settings, rows)
-    scored = [row for row in rows if row["rank"] is not None]
-    n_anomalous = sum(row["verdict"] == "anomalous" for row in scored)
-    counts = (len(scored), n_anomalous, len(rows) - len(scored))
-    _print_result(settings, source, float(detector[-1].offset_), *counts)
+    rows = make_rows(
+        paths,
+        margins,
+        threshold.value,
+        errors,
+        is_margin=has_margins(fitted.detector),
+        calibration_scores=getattr(fitted.last, "calibration_scores_", None),
+    )
+    _write(settings, fitted, threshold, rows)
+    if not settings.out:
+        _print_rows(rows, threshold)
+    _print_summary(settings, threshold, *_counts(rows))
+    if settings.shift_test:
+        say_shift(fitted, margins[np.isfinite(margins)])
+    n_failures = len(failures) + threshold.n_unreadable + fitted.n_unreadable
     return 1 if n_failures else 0
 
 
@@ -86,26 +80,32 @@ def run(settings: ScoreSettings) -> int:
 
 
 def _run_on_dask(
-    settings: ScoreSettings, paths: list[str], calibration: Sequence[list[str]]
+    settings: ScoreSettings,
+    paths: list[str],
+    references: list[str],
+    good: list[str],
+    bad: list[str],
 ) -> int:
     """Score on a Dask cluster, into a folder of Parquet files."""
     assert settings.dask is not None
     assert settings.out is not None
     with _dask_client(settings.dask) as client:
-        detector, clip, _ = _fitted_detector(settings)
-        source, n_failures = _set_threshold(settings, detector, clip, calibration)
-        _save(settings, detector)
+        fitted = obtain_detector(settings, paths, references)
+        threshold = set_threshold(settings, fitted, good, bad, np.empty(0))
+        if settings.save:
+            save_detector(settings.save, fitted, settings.saved_clip_settings)
+        stage(f"scoring {counted(len(paths), 'photo')} on {settings.dask}")
         with as_usage_error(), warnings.catch_warnings():
             # It is said below, in words of the command.
             warnings.filterwarnings("ignore", "All .* images ")
-            done = score_images(detector, paths, out=settings.out, client=client)
+            done = score_images(fitted.detector, paths, out=settings.out, client=client)
     n_scored = done.n_images - done.n_unreadable
     n_before = done.n_partitions - done.n_partitions_run
     if n_before:
         say(f"{n_before} of {done.n_partitions} partitions were already there")
-    counts = (n_scored, done.n_anomalous, done.n_unreadable)
-    _print_result(settings, source, float(detector[-1].offset_), *counts)
-    return 1 if n_failures + done.n_unreadable else 0
+    _print_summary(settings, threshold, n_scored, done.n_anomalous, done.n_unreadable)
+    n_failures = done.n_unreadable + threshold.n_unreadable + fitted.n_unreadable
+    return 1 if n_failures else 0
 
 
 @contextlib.contextmanager
@@ -130,149 +130,59 @@ def _dask_client(address: str) -> Iterator[Any]:
         yield client
 
 
-# -- the detector --------------------------------------------------------------
-
-
-def _fitted_detector(
-    settings: ScoreSettings,
-) -> tuple[Pipeline, OpenCLIP, MapDetector | None]:
-    """Return what scores the photos, its CLIP, and what makes maps, if asked for."""
-    if settings.load is not None:
-        detector = _load(settings.load)
-        with as_usage_error():
-            clip = check_clip(detector[0].clip).set_params(**given_settings(settings))
-        detector[0].clip = clip
-        return detector, clip, None
-    on_images = METHODS[settings.method].on_images
-    if on_images and settings.maps:
-        from .maps import check_map_folder
-
-        check_map_folder(settings.maps)
-    choices = Choices(
-        class_name=settings.class_name,
-        random_state=settings.random_state,
-        layers=settings.layers,
-    )
-    with as_usage_error():
-        clip = check_clip(settings.clip).set_params(**given_settings(settings))
-        fitted = fitted_detector(settings.method, clip, choices)
-    mapper = fitted if on_images else None
-    # The image score of a detector on images is that of one on embeddings.
-    last = embedding_detector(fitted) if on_images else fitted
-    return make_pipeline(CLIPImageEncoder(clip), last), clip, mapper
-
-
-def _load(path: str) -> Pipeline:
-    import joblib
-
-    say(f"{path}: a joblib file can run any code; load only what you trust")
-    try:
-        detector = joblib.load(path)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"--load {path}: cannot be loaded ({reason})") from error
-    try:
-        check_detector(detector)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--load {path}: {error}") from error
-    return detector
-
-
-def _save(settings: ScoreSettings, detector: Pipeline) -> None:
-    if settings.save:
-        import joblib
-
-        with writing(settings.save) as temporary:
-            # Compressed, because that comes with a checksum.
-            joblib.dump(detector, temporary, compress=3)
-
-
-# -- the threshold -------------------------------------------------------------
-
-
-def _set_threshold(
-    settings: ScoreSettings,
-    detector: Pipeline,
-    clip: OpenCLIP,
-    calibration: Sequence[list[str]],
-    features: Any = (),
-) -> tuple[str, int]:
-    """Set the threshold as asked for; `features` are what its last step scored.
-
-    Returns where it comes from, and how many photos for it could not be read.
-    """
-    last = detector[-1]
-    if calibration:
-        scorer = detector[1:]
-        return "--calibrate", _calibrate(settings, scorer, clip, calibration)
-    if settings.threshold is not None:
-        last.offset_ = settings.threshold
-        return "--threshold", 0
-    if settings.contamination is not None:
-        last.set_params(contamination=settings.contamination)
-        if len(features):
-            scores = last.score_samples(features)
-            last.offset_ = quantile_offset(scores, settings.contamination)
-        return "--contamination", 0
-    return "none" if is_uncalibrated(last) else "--load", 0
-
-
-def _calibrate(
-    settings: ScoreSettings,
-    scorer: Pipeline,
-    clip: OpenCLIP,
-    folders: Sequence[list[str]],
-) -> int:
-    """Set the threshold from good, or good and bad, photos.
-
-    Returns how many of them could not be read.
-    """
-    paths = [path for folder in folders for path in folder]
-    label_of_folder = [1, *[-1] * (len(folders) - 1)]
-    labels = np.repeat(label_of_folder, [len(folder) for folder in folders])
-    bounded = settings.max_false_alarm is not None or len(folders) == 1
-    share = 0.05 if settings.max_false_alarm is None else settings.max_false_alarm
-    with as_usage_error():
-        embeddings, failures = encode_images(clip, paths, "nan")
-        _say_failures(failures)
-        readable = np.isfinite(embeddings).all(axis=1)
-        if len(np.unique(labels[readable])) < min(len(folders), 2):
-            raise ValueError("--calibrate: a folder has no photo that can be read")
-        calibrate_threshold(
-            scorer,
-            embeddings[readable],
-            labels[readable] if len(folders) > 1 else None,
-            strategy="max_false_alarm" if bounded else None,
-            max_false_alarm=share,
-        )
-    n_good = int((labels[readable] == 1).sum())
-    if bounded and 0 < share * n_good < 1:
-        say(
-            f"{share:g} of {n_good} good photos is less than one: the threshold is set "
-            "so that none of them is called anomalous; more good photos make it finer"
-        )
-    return len(failures)
-
-
 # -- results -------------------------------------------------------------------
 
 
-def _about(settings: ScoreSettings, clip: OpenCLIP, source: str) -> dict[str, Any]:
+def _write(
+    settings: ScoreSettings,
+    fitted: Fitted,
+    threshold: Threshold,
+    rows: list[dict[str, Any]],
+) -> None:
+    """Write all files that were asked for."""
+    about = _about(settings, fitted, threshold)
+    readable = [row["path"] for row in rows if row["rank"] is not None]
+    if settings.out:
+        write_rows(settings.out, rows, about)
+    if settings.report:
+        _write_report(settings, fitted, threshold, rows, about)
+    if settings.maps and readable:
+        from .maps import write_maps
+
+        mapper = fitted.map_detector()
+        stage(f"writing maps of {counted(len(readable), 'photo')}" + _slow(fitted))
+        write_maps(mapper, sorted(readable), settings.maps, settings.map_format)
+    if settings.save:
+        save_detector(settings.save, fitted, settings.saved_clip_settings)
+
+
+def _slow(fitted: Fitted) -> str:
+    return (
+        "" if fitted.has_maps else ": windows scored one by one, a dozen times as long"
+    )
+
+
+def _about(
+    settings: ScoreSettings, fitted: Fitted, threshold: Threshold
+) -> dict[str, Any]:
     """Return what decided the scores, to be kept beside them."""
     about = asdict(settings)
-    for name in ("out", "dask", "report", "heat_maps", "save", *given_settings(clip)):
-        about.pop(name, None)
+    for name in (*settings.of_outputs, *settings.of_clip):
+        del about[name]
     if settings.load is not None:
         about |= {"method": None, "random_state": None}
-    return about | {"clip": clip.get_params(), "threshold_from": source}
+    return about | {
+        "clip": fitted.clip.get_params(),
+        "threshold_from": threshold.source,
+        "summary": list(threshold.sentences),
+    }
 
 
 def _write_report(
     settings: ScoreSettings,
+    fitted: Fitted,
+    threshold: Threshold,
     rows: list[dict[str, Any]],
-    detector: Pipeline,
-    mapper: MapDetector | None,
-    clip: OpenCLIP,
     about: dict[str, Any],
 ) -> None:
     from .report import MAP_SIDE, write_report
@@ -280,23 +190,23 @@ def _write_report(
     assert settings.report is not None
     maps = None
     readable = [row["path"] for row in rows if row["rank"] is not None]
-    if settings.heat_maps and readable:
-        if mapper is None:
-            from .._detectors.winclip import WinCLIPDetector
-
-            # The detector that scored the photos scores their windows: no second fit.
-            mapper = WinCLIPDetector(clip)
-            mapper.scorer_ = detector[1:]
+    if readable and (settings.heat_maps or fitted.has_maps):
+        stage(f"heat maps of {counted(len(readable), 'photo')}" + _slow(fitted))
+        mapper = fitted.map_detector()
         with as_usage_error():
             maps = list(mapper.iter_anomaly_maps(readable, size=(MAP_SIDE, MAP_SIDE)))
     write_report(
         settings.report,
         rows,
-        threshold=float(detector[-1].offset_),
-        uncalibrated=about["threshold_from"] == "none",
+        threshold=threshold.value,
+        uncalibrated=threshold.source == "none",
         settings=about,
         versions=versions(),
         anomaly_maps=maps,
+        title=settings.title,
+        folder=", ".join(settings.paths),
+        sentences=threshold.sentences,
+        calibration_scores=getattr(fitted.last, "calibration_scores_", None),
     )
 
 
@@ -305,35 +215,54 @@ def _say_failures(failures: Sequence[tuple[int, str, str]]) -> None:
         say(f"not read: {path}: {reason}")
 
 
-def _print_rows(settings: ScoreSettings, rows: list[dict[str, Any]]) -> None:
+def _counts(rows: list[dict[str, Any]]) -> tuple[int, int, int]:
+    """Count the photos scored, those called anomalous, and those not read."""
+    n_scored = sum(row["rank"] is not None for row in rows)
+    n_anomalous = sum(row["verdict"] == "anomalous" for row in rows)
+    return n_scored, n_anomalous, len(rows) - n_scored
+
+
+def _print_rows(rows: list[dict[str, Any]], threshold: Threshold) -> None:
     scored = [row for row in rows if row["rank"] is not None]
-    if settings.out is not None or not scored:
+    if not scored:
         return
-    print_table(scored[:_SHOWN], ("rank", "p_anomaly", "margin", "verdict", "path"))
+    columns = ["rank", "margin", "path"]
+    if threshold.source != "none":
+        # What can be read: on which side of the threshold, and how far from it.
+        columns = ["rank", "verdict", "to_threshold", "path"]
+        if scored[0]["p_value"] is not None:
+            columns.insert(3, "p_value")
+    shown = [
+        row | {"to_threshold": f"{row['margin'] - threshold.value:+.3f}"}
+        for row in scored[:_SHOWN]
+    ]
+    print_table(shown, columns)
     if len(scored) > _SHOWN:
         print(f"... and {len(scored) - _SHOWN} more; write all with --out FILE.csv")
     else:
         print("Write this to a file with --out FILE.csv")
 
 
-def _print_result(
+def _print_summary(
     settings: ScoreSettings,
-    source: str,
-    offset: float,
+    threshold: Threshold,
     n_scored: int,
     n_anomalous: int,
     n_unreadable: int,
 ) -> None:
+    """Print what can be repeated to others, and what was written."""
     print(
-        f"{n_scored} scored, {n_anomalous} called anomalous, {n_unreadable} unreadable"
+        f"{counted(n_scored, 'photo')} scored, {n_anomalous} called anomalous, "
+        f"{n_unreadable} unreadable"
     )
-    if source != "none":
+    for sentence in threshold.sentences:
+        print(sentence)
+    if threshold.source != "none":
         # With all digits: given back with --threshold, it gives the same verdicts.
-        print(f"threshold {offset!r} ({source})")
-    for path in (settings.out, settings.report, settings.save, settings.maps):
-        if path is not None:
-            print(f"wrote {printable(path)}")
-    if source == "none":
+        print(f"threshold {threshold.value!r} ({threshold.source})")
+    for path in settings.written:
+        print(f"wrote {printable(path)}")
+    if threshold.source == "none":
         one_sided = n_scored >= 20 and n_anomalous in (0, n_scored)
         say(
             "verdicts are uncalibrated"

@@ -12,11 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from .._score_rows import SCORE_COLUMNS, error_row, score_row
+from .. import metrics
+from .._score_rows import error_row, score_row
 from .._version import __version__
-from .output import no_formula, printable, write_text
+from .output import no_formula, printable, write_text, writing
 
-COLUMNS = ("path", "rank", *SCORE_COLUMNS[1:])
+COLUMNS = (
+    "path",
+    "rank",
+    "verdict",
+    "margin",
+    "threshold",
+    "p_value",
+    "p_anomaly",
+    "error",
+)
+_DIGITS = 6  # in CSV and XLSX; JSON has them all
 _VERSIONS = ("open_clip_torch", "torch", "scikit-learn", "numpy", "pillow")
 
 
@@ -25,32 +36,72 @@ def make_rows(
     margins: np.ndarray,
     threshold: float,
     errors: dict[int, str] | None = None,
+    *,
+    is_margin: bool = True,
+    calibration_scores: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Return the rows of the table, most suspicious first, unreadable photos last.
 
-    Equal margins are ranked by path.
+    Equal margins are ranked by path. There are p-values where there are
+    `calibration_scores`.
     """
     rows = []
+    p_values = np.full(len(margins), np.nan)
+    if calibration_scores is not None:
+        p_values = metrics.p_values(margins, calibration_scores)
     # NaN has no place in an order: it would spoil that of the others.
     readable = np.flatnonzero(np.isfinite(margins)).tolist()
     order = sorted(readable, key=lambda i: (margins[i], paths[i]))
     for rank, i in enumerate(order, start=1):
-        row = score_row(paths[i], float(margins[i]), threshold)
-        rows.append({"path": None, "rank": rank} | row)
+        row: dict[str, Any] = dict.fromkeys(COLUMNS)
+        row |= score_row(paths[i], float(margins[i]), threshold, is_margin=is_margin)
+        p_value = float(p_values[i]) if np.isfinite(p_values[i]) else None
+        rows.append(row | {"rank": rank, "p_value": p_value})
     for i, reason in sorted((errors or {}).items()):
-        rows.append({"path": None, "rank": None} | error_row(paths[i], reason))
+        row = dict.fromkeys(COLUMNS)
+        rows.append(row | error_row(paths[i], reason) | {"verdict": "unreadable"})
     return rows
 
 
 def write_rows(path: str, rows: list[dict[str, Any]], settings: Any = None) -> None:
-    """Write the rows to a CSV file, or with the settings to a JSON file, in one go."""
+    """Write a CSV or XLSX file, or with the settings a JSON file, in one go."""
     if path.endswith(".json"):
         report = {"settings": settings, "versions": versions(), "scores": rows}
         # ASCII keeps even names that are not valid Unicode, and can be read back.
         text = json.dumps(report, indent=1, default=str, allow_nan=False) + "\n"
+        write_text(path, text)
+        return
+    short = [{name: _short(value) for name, value in row.items()} for row in rows]
+    if path.endswith(".xlsx"):
+        _write_xlsx(path, short)
     else:
-        text = as_csv(rows, COLUMNS)
-    write_text(path, text)
+        # The mark by which spreadsheets know that letters are UTF-8.
+        write_text(path, "\ufeff" + as_csv(short, COLUMNS))
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+
+
+def _write_xlsx(path: str, rows: list[dict[str, Any]]) -> None:
+    from openpyxl import Workbook
+    from openpyxl.cell import WriteOnlyCell
+
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet("scores")
+    sheet.append(list(COLUMNS))
+    for row in rows:
+        cells = []
+        for name in COLUMNS:
+            value = row[name]
+            if isinstance(value, str):
+                # As a text, whatever it begins with.
+                value = WriteOnlyCell(sheet, printable(value))
+                value.data_type = "s"
+            cells.append(value)
+        sheet.append(cells)
+    with writing(path) as temporary, open(temporary, "wb") as file:
+        book.save(file)
 
 
 def as_csv(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> str:

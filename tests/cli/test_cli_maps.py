@@ -77,14 +77,10 @@ def test_windows_scored_by_random_words(tree: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--maps", "m"], "--maps needs --method"),
-        (["--maps", "m", "--method", "prompt"], "--maps needs --method"),
         (["--map-format", "npy", "--method", "sdp"], "--map-format needs --maps"),
         (["--scorer", "prompt", "--method", "sdp"], "--scorer needs --method winclip"),
         (["--method", "sdp+"], "sdp-plus requires --layers"),
         (["--method", "sdp", "--layers", "f"], "is for sdp-plus only"),
-        (["--method", "sdp", "--save", "f"], "--save cannot keep"),
-        (["--load", "f", "--maps", "m"], "--maps needs --method"),
     ],
 )
 def test_options_that_do_not_fit(

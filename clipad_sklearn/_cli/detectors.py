@@ -1,0 +1,181 @@
+"""The fitted detector of ``clipad score``: made, loaded and saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sklearn.base import BaseEstimator
+from sklearn.pipeline import make_pipeline
+
+from .._clip.image_encoder import CLIPImageEncoder
+from .._clip.settings import OpenCLIP, check_clip
+from .._detectors.class_names import last_step
+from .._errors import ImageReadError
+from .._score_rows import check_detector, clips_of
+from .methods import LEARNS_FROM_PHOTOS, METHODS, Choices, fitted_detector
+from .output import UsageError, as_usage_error, counted, say, stage, writing
+
+if TYPE_CHECKING:
+    from .arguments import ScoreSettings
+
+
+@dataclass
+class Fitted:
+    """A fitted detector of photos: a Pipeline with an encoder, or one on images."""
+
+    detector: Any
+    clip: OpenCLIP
+    n_unreadable: int = 0  # photos that it should have learned from
+
+    @property
+    def last(self) -> Any:
+        """What holds the threshold."""
+        return last_step(self.detector)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether it says where, without more ado."""
+        return hasattr(self.detector, "iter_anomaly_maps")
+
+    def map_detector(self) -> Any:
+        """Return what makes maps: the detector, or windows that it scores."""
+        if self.has_maps:
+            return self.detector
+        from .._detectors.winclip import WinCLIPDetector
+
+        # The detector that scored the photos scores their windows: no second fit.
+        windows = WinCLIPDetector(self.clip)
+        windows.scorer_ = self.detector[1:]
+        windows.pixel_offset_ = 0.5
+        windows.offset_ = 0.0
+        return windows
+
+
+def obtain_detector(
+    settings: ScoreSettings, paths: Sequence[str], good: Sequence[str]
+) -> Fitted:
+    """Load the detector, or make and fit it."""
+    clip_settings = settings.clip_settings
+    if settings.load is not None:
+        detector = _load(settings.load)
+        with as_usage_error():
+            for clip in iter_clips(detector):
+                clip.set_params(**clip_settings)
+            return Fitted(detector, clips_of(detector)[0])
+    choices = Choices(
+        class_name=settings.class_name,
+        random_state=settings.random_state,
+        layers=settings.layers,
+        normal=settings.normal,
+        anomalous=settings.anomalous,
+    )
+    with as_usage_error():
+        clip = check_clip(settings.clip).set_params(**clip_settings)
+        if not good and settings.method not in LEARNS_FROM_PHOTOS:
+            detector = fitted_detector(settings.method, clip, choices)
+            if not METHODS[settings.method].on_images:
+                detector = make_pipeline(CLIPImageEncoder(clip), detector)
+            return Fitted(detector, clip)
+        detector = _with_references(settings.method, clip, choices, bool(good))
+        photos = list(good or paths)
+        stage(
+            f"learning from {counted(len(photos), 'photo')}"
+            + (" that are good" if good else ", compared with each other")
+        )
+        n_unreadable = _fit_readable(detector, photos, named=bool(good))
+    return Fitted(detector, clip, n_unreadable)
+
+
+def _with_references(
+    method: str, clip: OpenCLIP, choices: Choices, has_good: bool
+) -> Any:
+    """Return an unfitted detector that learns from photos."""
+    if not has_good or method == "reference":
+        return METHODS[method].make(clip, choices)
+    from .._detectors.fusion import FusionDetector
+
+    member = METHODS[method].make(clip, choices)
+    if not METHODS[method].on_images:
+        member = make_pipeline(CLIPImageEncoder(clip), member)
+    members = [("photos", METHODS["reference"].make(clip, choices)), (method, member)]
+    return FusionDetector(members, method="standardized")
+
+
+def _fit_readable(detector: Any, photos: list[str], *, named: bool) -> int:
+    """Fit on the photos that can be read; return how many cannot."""
+    n_unreadable = 0
+    while True:
+        try:
+            detector.fit(photos)
+            return n_unreadable
+        except ImageReadError as error:
+            failed = {index for index, _, _ in error.failures}
+            n_unreadable += len(failed)
+            photos = [path for i, path in enumerate(photos) if i not in failed]
+            if not failed or not photos:
+                raise
+            if named:  # else they are named when they are scored
+                for _, path, reason in error.failures:
+                    say(f"not read: {path}: {reason}")
+
+
+# -- files ---------------------------------------------------------------------
+
+
+def _load(path: str) -> Any:
+    import joblib
+
+    if not os.path.exists(path):
+        raise UsageError(f"--load {path}: there is no such file")
+    try:
+        # Any code can be in such a file; --help says so.
+        detector = joblib.load(path)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(
+            f"--load {path}: is not a file of --save ({reason})"
+        ) from error
+    try:
+        check_detector(detector)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--load {path}: {error}") from error
+    return detector
+
+
+def save_detector(path: str, fitted: Fitted, kept: dict[str, Any]) -> None:
+    """Save it; its CLIPs have the settings `kept`, and not those of this run."""
+    import joblib
+
+    clips = list(iter_clips(fitted.detector))
+    before = [{name: getattr(clip, name) for name in kept} for clip in clips]
+    try:
+        for clip in clips:
+            clip.set_params(**kept)
+        with writing(path) as temporary:
+            # Compressed, because that comes with a checksum.
+            joblib.dump(fitted.detector, temporary, compress=3)
+    finally:
+        for clip, values in zip(clips, before, strict=True):
+            clip.set_params(**values)
+
+
+def iter_clips(estimator: Any) -> Iterator[OpenCLIP]:
+    """Yield every `OpenCLIP` of an estimator and of those within, each once."""
+    yield from {id(clip): clip for clip in _clips_within(estimator)}.values()
+
+
+def _clips_within(value: Any) -> Iterator[OpenCLIP]:
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _clips_within(item)
+    elif isinstance(value, OpenCLIP):
+        yield value
+    elif isinstance(value, BaseEstimator):
+        if hasattr(value, "clip"):
+            # One that is a string becomes what it stands for.
+            value.clip = check_clip(value.clip)
+        for inner in list(vars(value).values()):
+            yield from _clips_within(inner)

@@ -1,0 +1,220 @@
+"""The threshold of ``clipad score``: set as asked for, and explained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.pipeline import Pipeline
+
+from .. import metrics
+from .._detectors.base import BaseDetector, is_uncalibrated, quantile_offset
+from .._detectors.calibration import are_references, calibrate_threshold
+from .._promises import false_alarm_bound, floor_count
+from .._score_rows import score_readable, threshold_of
+from .output import (
+    UsageError,
+    as_usage_error,
+    counted,
+    per_cent,
+    per_cent_at_most,
+    say,
+    stage,
+)
+
+if TYPE_CHECKING:
+    from .arguments import ScoreSettings
+    from .detectors import Fitted
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold, where it comes from, and what there is to say about it."""
+
+    value: float
+    source: str  # the option that set it, or "references" or "none"
+    sentences: tuple[str, ...] = ()
+    n_unreadable: int = 0
+    n_good: int | None = None
+    n_bad: int = 0
+    promise: dict[str, Any] = field(default_factory=dict)
+
+
+class _Scored(BaseEstimator):
+    """Stands for a detector whose scores of the photos are already known."""
+
+    def __init__(self, detector: Any, scores: np.ndarray) -> None:
+        self.detector = detector
+        self.scores = scores
+        self.offset_ = 0.0
+
+    def fit(self, X: Any, y: Any = None) -> _Scored:
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        return self.scores
+
+    def is_reference(self, X: Any) -> np.ndarray:
+        if isinstance(self.detector, Pipeline):
+            return np.zeros(len(X), dtype=bool)
+        return are_references(self.detector, X)
+
+
+def set_threshold(
+    settings: ScoreSettings,
+    fitted: Fitted,
+    good: Sequence[str],
+    bad: Sequence[str],
+    margins: np.ndarray,
+) -> Threshold:
+    """Set the threshold as asked for; `margins` are those of the photos to score."""
+    last = fitted.last
+    if good:
+        return _calibrated(settings, fitted, good, bad)
+    if settings.threshold is not None:
+        last.offset_ = settings.threshold
+        return Threshold(settings.threshold, "--threshold", ("Threshold as given.",))
+    if settings.contamination is not None:
+        share = per_cent(settings.contamination)
+        finite = margins[np.isfinite(margins)]
+        n_below = floor_count(settings.contamination, len(finite))
+        if len(finite):
+            last.offset_ = quantile_offset(finite, settings.contamination)
+        sentence = f"Threshold from --contamination: {share} of these photos lie below."
+        if not n_below:
+            sentence = (
+                f"Threshold from --contamination: {share} of "
+                f"{counted(len(finite), 'photo')} is less than one, so none is called "
+                "anomalous."
+            )
+        return Threshold(threshold_of(fitted.detector), "--contamination", (sentence,))
+    return _as_fitted(settings, fitted)
+
+
+def _as_fitted(settings: ScoreSettings, fitted: Fitted) -> Threshold:
+    """Explain a threshold that this run does not set."""
+    value = threshold_of(fitted.detector)
+    scores = getattr(fitted.last, "calibration_scores_", None)
+    if scores is not None:
+        n_below = int(np.searchsorted(scores, value))
+        n_good = counted(len(scores), "good photo")
+        sentence = f"Threshold of the saved detector: {n_good}, {n_below} below it."
+        return Threshold(value, "--load", (sentence,), n_good=len(scores))
+    ours = isinstance(fitted.last, BaseDetector)
+    if not ours or not is_uncalibrated(fitted.last):
+        return Threshold(value, "--load", ("Threshold of the saved detector.",))
+    if settings.learns_from_photos:
+        sentence = (
+            "Threshold: three spreads from the median of the photos it learned from. "
+            "That is a convention and promises nothing; --calibrate GOOD, with other "
+            "good photos, sets one that does."
+        )
+        return Threshold(value, "references", (sentence,))
+    return Threshold(value, "none")
+
+
+def _calibrated(
+    settings: ScoreSettings,
+    fitted: Fitted,
+    good: Sequence[str],
+    bad: Sequence[str],
+) -> Threshold:
+    """Set the threshold from good, or good and bad, photos."""
+    paths = [*good, *bad]
+    labels = np.repeat([1, -1], [len(good), len(bad)])
+    stage(
+        f"setting the threshold from {counted(len(good), 'good photo')}"
+        + (f" and {counted(len(bad), 'bad photo')}" if bad else "")
+    )
+    promises = settings.promises or not bad
+    share = 0.05 if settings.max_false_alarm is None else settings.max_false_alarm
+    with as_usage_error():
+        scores, _, failures = score_readable(fitted.detector, paths)
+        for _, path, reason in failures:
+            say(f"not read: {path}: {reason}")
+        readable = np.isfinite(scores)
+        scores, labels = scores[readable], labels[readable]
+        if len(np.unique(labels)) < (2 if bad else 1):
+            raise ValueError("--calibrate: a folder has no photo that can be read")
+        known = _Scored(fitted.detector, scores)
+        calibrate_threshold(
+            known,
+            [path for path, kept in zip(paths, readable, strict=True) if kept],
+            labels if bad else None,
+            strategy="max_false_alarm" if promises else None,
+            max_false_alarm=share,
+            confidence=settings.confidence,
+        )
+    last = fitted.last
+    last.offset_ = known.offset_
+    last.calibration_scores_ = known.calibration_scores_
+    offset = known.offset_
+    good_scores = np.asarray(known.calibration_scores_)
+    n_below = int(np.searchsorted(good_scores, offset))
+    first = (
+        f"Threshold from {counted(len(good_scores), 'good photo')} ({n_below} below it)"
+    )
+    n_bad = int((labels == -1).sum())
+    if n_bad:
+        n_caught = int((scores[labels == -1] < offset).sum())
+        first += f" and {counted(n_bad, 'bad photo')} ({n_caught} below it)"
+    sentences = [first + "."]
+    promise: dict[str, Any] = {}
+    if promises:
+        bound = false_alarm_bound(good_scores, offset, settings.confidence)
+        promise = {"bound": bound, "confidence": settings.confidence}
+        kept = "on average"
+        if settings.confidence is not None:
+            kept = f"with a confidence of {per_cent(settings.confidence)}"
+        sentences.append(
+            f"Promise, {kept}: at most {per_cent_at_most(bound)} of new good photos "
+            f"(same camera, light and product) are called anomalous"
+            + (
+                f"; {per_cent(share)} was asked for."
+                if bound <= share
+                else f"; for {per_cent(share)} there are too few photos."
+            )
+        )
+    else:
+        sentences.append(
+            "It is the best F1 score on these photos and promises nothing; "
+            "--max-false-alarm does."
+        )
+    if n_bad and promises:
+        _, escapes = metrics.error_bounds(labels, scores, offset)
+        sentences.append(
+            f"Of the bad photos {escapes.n_errors} of {escapes.n_samples} escape: "
+            f"between {per_cent(escapes.low)} and {per_cent(escapes.high)} of such "
+            "photos (95 % interval)."
+        )
+    return Threshold(
+        offset,
+        "--calibrate",
+        tuple(sentences),
+        n_unreadable=len(failures),
+        n_good=len(good_scores),
+        n_bad=n_bad,
+        promise=promise,
+    )
+
+
+def say_shift(fitted: Fitted, margins: np.ndarray) -> None:
+    """Say whether the photos still look like those that set the threshold."""
+    scores = getattr(fitted.last, "calibration_scores_", None)
+    if scores is None:
+        raise UsageError(
+            "--shift-test compares with the good photos of --calibrate, and there are "
+            "none in this detector"
+        )
+    p_value = metrics.shift_test(margins, scores)
+    if p_value <= 0.01:
+        say(
+            f"these photos do not look like those of the calibration (p = {p_value:.2g}"
+            "): many anomalies, or camera, light or product have changed. What was "
+            "promised may not hold"
+        )
+    else:
+        print(f"Shift test: p = {p_value:.2g}, no sign of a change.")
