@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -126,18 +127,18 @@ class Method:
     make: Callable[[OpenCLIP, Choices], Any]
 
 
-def _reference(clip: OpenCLIP, choices: Choices) -> Any:
-    from .._detectors.reference import ReferenceDetector
+def _reference_detector() -> Any:
+    return import_module(".._detectors.reference", __package__).ReferenceDetector
 
-    return ReferenceDetector(clip, random_state=choices.random_state)
+
+def _reference(clip: OpenCLIP, choices: Choices) -> Any:
+    new = _reference_detector()
+    return new(clip, random_state=choices.random_state)
 
 
 def _mutual(clip: OpenCLIP, choices: Choices) -> Any:
-    from .._detectors.reference import ReferenceDetector
-
-    return ReferenceDetector(
-        clip, n_neighbors=MUTUAL_SHARE, random_state=choices.random_state
-    )
+    new = _reference_detector()
+    return new(clip, n_neighbors=MUTUAL_SHARE, random_state=choices.random_state)
 
 
 METHODS: dict[str, Method] = {

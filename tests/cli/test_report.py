@@ -87,13 +87,13 @@ def test_thumbnails_are_bounded(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 900, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     settings: dict[str, Any] = {"uncalibrated": True, "settings": {}, "versions": {}}
-    for n, side in ((1, 192), (1501, 128), (5001, 96)):
+    for n, side in ((1, 640), (121, 384), (401, 192), (1501, 128), (5001, 96)):
         rows = make_rows([str(path)], np.array([0.5]), 0.0)
         # Unreadable photos count, but cost nothing.
         rows += [dict.fromkeys(rows[0]) | {"path": "x", "error": "y"}] * (n - 1)
         write_report(str(tmp_path / "r.html"), rows, threshold=0.0, **settings)
         photo = data_of(tmp_path / "r.html")["photos"][0]
-        assert (photo["width"], photo["height"]) == (side, side * 2 // 3)
+        assert (photo["width"], photo["height"]) == (side, round(side * 2 / 3))
 
 
 def test_heat_maps_share_one_scale(tmp_path: Path) -> None:
