@@ -1,18 +1,207 @@
-"""Files that are complete or not there."""
+"""Folders walked by one rule, files that are read, and files that are complete."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
+import stat
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+EXTENSIONS = frozenset(
+    {
+        *(".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2"),
+        *(".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga"),
+        *(".tif", ".tiff", ".webp"),
+    }
+)
+# What servers, systems and archives keep beside photos: thumbnails, deleted files.
+_SYSTEM_FOLDERS = frozenset(
+    {
+        *("@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
+        *("$recycle.bin", "recycler", "system volume information", "lost+found"),
+        *("__macosx", "$windows.~bt"),
+    }
+)
+# An uncompressed photo of 16 bits at Pillow's limit of pixels.
+_LARGEST_FILE = 2**30
+
+
+# -- looking for files -------------------------------------------------------------
+
+
+@dataclass
+class Walk:
+    """What a walk found, and what it left out; folders are filled in as it goes."""
+
+    images: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)  # files that are no images
+    outputs: list[str] = field(default_factory=list)  # maps and overlays of ours
+    special: list[str] = field(default_factory=list)  # pipes, sockets, devices
+    system: list[str] = field(default_factory=list)  # folders that are not entered
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # with reasons
+
+
+def walk_images(folder: str) -> Walk:
+    """Look for images in a folder and its subfolders; all lists are sorted."""
+    walk = Walk()
+    for parent, names in walk_files(folder, walk):
+        for name in names:
+            path = os.path.join(parent, name)
+            if os.path.splitext(name)[1].lower() not in EXTENSIONS:
+                walk.others.append(path)
+            elif is_output(name):
+                walk.outputs.append(path)
+            else:
+                walk.images.append(path)
+    for found in (walk.images, walk.others, walk.outputs, walk.special, walk.system):
+        found.sort()
+    return walk
+
+
+def walk_files(folder: str, walk: Walk) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder and the names of its files; the one walk of this package.
+
+    Links to folders are followed, after all folders that need none, and no folder is
+    entered twice, nor one that `folder` lies in. Hidden files and folders, and those of
+    the system, are left out. What is left out is noted in `walk`.
+    """
+    seen = set(_with_parents(folder))
+    folders, links = [folder], list[str]()
+    while folders or links:
+        is_link = not folders
+        parent = links.pop(0) if is_link else folders.pop()
+        try:
+            identity = _identity(os.stat(parent))
+            if identity in seen and parent != folder:
+                continue
+            seen.add(identity)
+            with os.scandir(parent) as entries:
+                files, inner, linked = _sorted_out(entries, walk)
+        except OSError as error:
+            walk.unreadable.append((parent, (error.strerror or str(error)).lower()))
+            continue
+        folders += inner[::-1]
+        links += linked
+        yield parent, files
+
+
+def is_output(name: str) -> bool:
+    """Whether a name is that of a map or an overlay that ``--maps`` writes."""
+    photo, ending = os.path.splitext(name.lower())
+    photo, kind = os.path.splitext(photo)
+    is_ours = ending == ".png" and kind in (".map", ".overlay")
+    return is_ours and os.path.splitext(photo)[1] in EXTENSIONS
+
+
+def is_system_folder(name: str) -> bool:
+    """Whether a folder of this name is hidden, or one of the system."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
+
+
+def _sorted_out(
+    entries: Iterator[os.DirEntry[str]], walk: Walk
+) -> tuple[list[str], list[str], list[str]]:
+    """Return names of files, folders, and links to folders, sorted."""
+    files, folders, links = list[str](), list[str](), list[str]()
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        if _is_folder(entry):
+            if is_system_folder(entry.name):
+                walk.system.append(entry.path)
+            else:
+                (links if entry.is_symlink() else folders).append(entry.path)
+        elif entry.name.startswith("."):
+            continue
+        elif _is_file(entry):
+            files.append(entry.name)
+        else:
+            walk.special.append(entry.path)
+    return files, folders, links
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    with contextlib.suppress(OSError):
+        return entry.is_dir()
+    return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a regular file, or a link that leads nowhere."""
+    try:
+        if not entry.is_file():
+            entry.stat()
+            return False
+    except OSError:
+        pass
+    return True
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _with_parents(folder: str) -> Iterator[tuple[int, int]]:
+    """Yield the identities of a folder and of all folders that it lies in."""
+    path = os.path.realpath(folder)
+    while True:
+        with contextlib.suppress(OSError):
+            yield _identity(os.stat(path))
+        parent = os.path.dirname(path)
+        if parent == path:
+            return
+        path = parent
+
+
+# -- reading -----------------------------------------------------------------------
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return a regular file's content; the errors say what a user can act on."""
+    try:
+        # Pipes and devices are not even opened, which could wait or set one going.
+        _check_regular(os.stat(path))
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        with open(os.open(path, flags), "rb") as file:
+            status = os.fstat(file.fileno())
+            _check_regular(status)
+            content = file.read(status.st_size + 1)
+    except FileNotFoundError:
+        is_link = os.path.islink(path)
+        reason = "a link to a file that is not there" if is_link else "no such file"
+        raise ValueError(reason) from None
+    except MemoryError:
+        raise ValueError("the file needs more memory than there is") from None
+    except OSError as error:
+        raise ValueError((error.strerror or str(error)).lower()) from error
+    if not content:
+        raise ValueError("the file is empty")
+    return content
+
+
+def _check_regular(status: os.stat_result) -> None:
+    mode = status.st_mode
+    if stat.S_ISDIR(mode):
+        raise ValueError("is a folder, not an image; see list_images")
+    if not stat.S_ISREG(mode):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
+        kind = "a socket" if stat.S_ISSOCK(mode) else kind
+        raise ValueError(f"is {kind}, not a file")
+    if status.st_size > _LARGEST_FILE:
+        raise ValueError(
+            f"the file has {status.st_size / 2**30:.1f} GB; at most 1 GB is read"
+        )
+
+
+# -- writing -----------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
     """Give the name of a file that takes the place of `path` when it is complete."""
     target = os.path.realpath(os.fspath(path))
-    temporary = f"{target}.{os.getpid()}.tmp"
+    temporary = new_file(os.path.dirname(target))
     try:
         yield temporary
         if os.path.exists(target):
@@ -21,3 +210,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def new_file(folder: str, prefix: str = ".clipad-") -> str:
+    """Make an empty file under a name that nobody can foresee; return its path."""
+    while True:
+        path = os.path.join(folder, prefix + secrets.token_hex(8))
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return path

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import threading
 import warnings
@@ -12,36 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._decoding import (
+    Traits,
+    decoded,
+    open_file,
+    reasons,
+    traits_of,
+    upright,
+    upright_size,
+)
+from ._files import read_bytes, walk_images
 from ._fork import at_fork
 
 if TYPE_CHECKING:
     from PIL import Image
-
-_EXTENSIONS = frozenset(
-    [
-        ".avif",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".heic",
-        ".heif",
-        ".j2k",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tga",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
-)
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[str]:
@@ -51,8 +33,11 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     ----------
     folder : str or PathLike
         The folder. Files are recognised by their extension, whatever its case: those
-        of AVIF, BMP, GIF, HEIC, JPEG, JPEG 2000, PNG, PNM, TGA, TIFF and WebP. Hidden
-        files and folders (names that begin with a dot) are left out.
+        of AVIF, BMP, GIF, HEIC, JPEG, JPEG 2000, PNG, PNM, TGA, TIFF and WebP. Links to
+        folders are followed, and no folder is listed twice. Left out are hidden files
+        and folders (names that begin with a dot), folders in which systems keep
+        thumbnails and deleted files (such as ``@eaDir`` and ``$RECYCLE.BIN``), pipes
+        and devices, and maps and overlays that ``clipad score`` wrote.
 
     Returns
     -------
@@ -63,6 +48,13 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     ------
     NotADirectoryError
         If `folder` is not a folder.
+    PermissionError
+        If `folder` may not be listed.
+
+    Warns
+    -----
+    UserWarning
+        For each folder in it that may not be listed.
 
     Examples
     --------
@@ -78,20 +70,16 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     folder = os.fspath(folder)
     if not os.path.isdir(folder):
         raise NotADirectoryError(f"{folder!r} is not a folder")
-    return list_files(folder)[0]
-
-
-def list_files(folder: str) -> tuple[list[str], list[str]]:
-    """List the images of a folder, sorted, and the files that are none."""
-    images: list[str] = []
-    others: list[str] = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith("."):
-                is_image = os.path.splitext(name)[1].lower() in _EXTENSIONS
-                (images if is_image else others).append(os.path.join(parent, name))
-    return sorted(images), others
+    walk = walk_images(folder)
+    for name, reason in walk.unreadable:
+        if name == folder:
+            raise PermissionError(f"{folder!r} cannot be listed: {reason}")
+        warnings.warn(
+            f"{name!r} and what it holds is left out: {reason}.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return walk.images
 
 
 def check_images(images: Any) -> Sequence[Any]:
@@ -151,23 +139,6 @@ def _check_array_of_images(images: np.ndarray) -> Sequence[Any]:
     return images  # type: ignore[return-value]
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Return a file's content; the errors say what a user can act on."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except FileNotFoundError:
-        raise ValueError("no such file") from None
-    except IsADirectoryError:
-        raise ValueError("is a folder, not an image; see list_images") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(reason.lower()) from error
-    if not content:
-        raise ValueError("the file is empty")
-    return content
-
-
 # Pillow reads the file of an opened image at first use, which two threads must not do
 # at once. One of these locks for each image, so that others are read meanwhile.
 _load_locks = [threading.Lock() for _ in range(64)]
@@ -181,85 +152,140 @@ def _new_locks() -> None:
 at_fork(in_child=_new_locks)
 
 
-def open_image(image: Any) -> Image.Image:
+def open_image(image: Any, then: Callable[[Image.Image], Any] | None = None) -> Any:
     """Convert one image of any accepted kind to an upright RGB `PIL.Image`.
 
-    `image` may also be the bytes of a file, as `read_bytes` returns them. Raises
+    `image` may also be the bytes of a file, as `read_bytes` returns them. What `then`
+    makes of it is returned instead, while no other thread needs much memory. Raises
     ValueError with a short reason.
     """
     if isinstance(image, np.ndarray):
-        return _image_from_array(image)
-    return opened(image, _to_rgb)
+        return _without_memory(lambda: _then(_image_from_array(image), then), image)
+    return opened(image, lambda image, traits: _then(_to_rgb(image, traits), then))
+
+
+def _then(image: Image.Image, then: Callable[[Image.Image], Any] | None) -> Any:
+    return image if then is None else then(image)
 
 
 def image_size(image: Any) -> tuple[int, int]:
-    """Return height and width of an upright image, of a file from its header alone.
+    """Return height and width of an upright image, without decoding it.
 
-    Raises ValueError where that cannot be told; `open_image` says why.
+    Raises ValueError where that cannot be said; `open_image` says why.
     """
-    from PIL import Image
-
     if isinstance(image, np.ndarray):
         if image.ndim < 2:
             raise ValueError(f"array of shape {image.shape} is no image")
         return int(image.shape[0]), int(image.shape[1])
-    try:
-        with contextlib.ExitStack() as stack:
-            if not is_pil(image):
-                image = stack.enter_context(Image.open(image))
-            width, height = image.size
-            # From 5 on, EXIF turns the image on its side.
-            turned = image.getexif().get(0x0112, 1) >= 5
-    except Exception as error:  # of all kinds, from decoders of damaged files
-        raise ValueError("its size cannot be read") from error
-    return (width, height) if turned else (height, width)
+    if is_pil(image):
+        return upright_size(image)
+    content = image if isinstance(image, bytes) else read_bytes(image)
+    with reasons(content):
+        return upright_size(open_file(content))
 
 
-def opened(image: Any, convert: Callable[[Image.Image], Any]) -> Any:
+def opened(image: Any, convert: Callable[[Image.Image, Traits], Any]) -> Any:
     """Return what `convert` makes of a path, a file's bytes or a `PIL.Image`."""
-    from PIL import Image, ImageOps
-
     if isinstance(image, (str, os.PathLike)):
         image = read_bytes(image)
-    lock: Any = contextlib.nullcontext()
-    try:
-        if isinstance(image, bytes):
-            image = Image.open(io.BytesIO(image))
-        elif not is_pil(image):
-            raise ValueError(
-                f"{_name(image)} is not an image: pass a path, a PIL image or an array"
-            )
-        else:
-            lock = _load_locks[id(image) // 64 % len(_load_locks)]
-        with lock:
-            image.load()
-            if min(image.size) == 0:
-                raise ValueError("the image has no pixels")
-            image = ImageOps.exif_transpose(image)
-        return convert(image)
-    except Image.UnidentifiedImageError:
-        raise ValueError("not an image, or of an unknown format") from None
-    except Image.DecompressionBombError as error:
+    if isinstance(image, bytes):
+        return _without_memory(lambda: _decoded(image, convert), image)
+    if not is_pil(image):
         raise ValueError(
-            f"too large: {error}. If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS"
-        ) from error
-    except (ValueError, MemoryError):
-        raise
-    except Exception as e:
-        # Decoders raise all kinds of errors on truncated or damaged files.
-        raise ValueError(f"truncated or corrupt ({str(e) or type(e).__name__})") from e
+            f"{_name(image)} is not an image: pass a path, a PIL image or an array"
+        )
+    return _without_memory(lambda: _converted(image, convert), image)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    from PIL import Image
+def _without_memory(work: Callable[[], Any], image: Any) -> Any:
+    try:
+        return work()
+    except MemoryError:
+        raise ValueError("the image needs more memory than there is") from None
 
+
+def _decoded(content: bytes, convert: Callable[[Image.Image, Traits], Any]) -> Any:
+    with decoded(content) as (image, traits):
+        return convert(image, traits)
+
+
+def _converted(
+    image: Image.Image, convert: Callable[[Image.Image, Traits], Any]
+) -> Any:
+    with _load_locks[id(image) // 64 % len(_load_locks)], reasons():
+        traits = traits_of(image)
+        image.load()
+        if min(image.size) == 0:
+            raise ValueError("the image has no pixels")
+        image = upright(image)
+    return convert(image, traits)
+
+
+def _to_rgb(image: Image.Image, traits: Traits) -> Image.Image:
+    if traits.is_signed:
+        raise ValueError(
+            "signed pixels have no known white; save the image with 8 bits, or 16 bits "
+            "without sign"
+        )
     if image.mode.startswith("I") or image.mode == "F":
         return _image_from_array(_sixteen_bits(np.asarray(image)))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+        _warn_if_dark(image, traits)
+        lowest, highest = np.asarray(image.getchannel("A").getextrema()).tolist()
+        # Zero everywhere, alpha is what a program left in an unused byte.
+        if lowest < 255 and highest > 0:
+            return _on_white(image)
+        return image.convert("RGB")
+    image = image.convert("RGB")
+    _warn_if_dark(image, traits)
+    return image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    width, height = image.size
+    result = Image.new("RGB", image.size)
+    for top in range(0, height, _STRIP):  # a large image needs no second copy
+        strip = image.crop((0, top, width, min(top + _STRIP, height)))
+        white = Image.new("RGBA", strip.size, "white")
+        result.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return result
+
+
+def _warn_if_dark(image: Image.Image, traits: Traits) -> None:
+    if traits.is_known_bright:
+        return
+    # As Pillow has it: of 16 bits only the upper 8 are left.
+    limit = 16 if traits.is_deep else 8
+    few = image.resize((min(64, image.width), min(64, image.height)), _NEAREST)
+    if _brightest(few) >= limit:
+        return
+    highest = _brightest(image)
+    if traits.is_deep and highest < limit:
+        _warn_of_few_bits(16, 4095 if highest else 255)
+    elif 0 < highest < limit:
+        _warn_of_few_bits(8, 7)
+
+
+def _brightest(image: Image.Image) -> int:
+    return int(np.asarray(image.getextrema())[:3, 1].max())
+
+
+def _warn_of_few_bits(n_bits: int, highest: int) -> None:
+    # The same words for each image, so that Python shows them once.
+    remedy = {
+        4095: "If its camera gives 10 or 12 bits, multiply the pixels by 64 or 16.",
+        255: "If these are 8-bit values, save it with 8 bits.",
+        7: "If its camera gives few bits, multiply the pixels.",
+    }
+    warnings.warn(
+        f"A {n_bits}-bit image has no value above {highest}, so it will look almost "
+        f"black to the model. {remedy[highest]}",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def _sixteen_bits(pixels: np.ndarray) -> np.ndarray:
@@ -284,13 +310,17 @@ def _image_from_array(pixels: np.ndarray) -> Image.Image:
         )
     if pixels.size == 0:
         raise ValueError(f"array of shape {pixels.shape} has no pixels")
-    pixels = _to_eight_bits(pixels)
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
+    eight = _to_eight_bits(pixels)
+    if eight.ndim == 3 and eight.shape[2] == 1:
+        eight = eight[:, :, 0]
+    # How dark it is was seen in its own type.
+    traits = Traits() if pixels.dtype == np.uint8 else Traits(is_known_bright=True)
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(eight)), traits)
 
 
 _CHAN = (1, 3, 4)
+_NEAREST = 0
+_STRIP = 256  # rows
 
 
 def _to_eight_bits(pixels: np.ndarray) -> np.ndarray:
@@ -300,15 +330,10 @@ def _to_eight_bits(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype == np.bool_:
         return pixels.astype(np.uint8) * np.uint8(255)
     if pixels.dtype == np.uint16:
-        if 256 <= pixels.max() < 4096:
-            # The same words for each, so that Python shows them once.
-            warnings.warn(
-                "A 16-bit image has no value above 4095, so it is seen nearly black. "
-                "If its camera gives 10 or 12 bits, multiply the pixels by 64 or 16.",
-                UserWarning,
-                stacklevel=2,
-            )
-        return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        highest = _colours(pixels).max()
+        if 0 < highest < 4096:
+            _warn_of_few_bits(16, 4095 if highest > 255 else 255)
+        return _by_strips(pixels, lambda some: (some.astype(np.uint32) + 128) // 257)
     if pixels.dtype.kind == "f":
         low, high = pixels.min(), pixels.max()
         # Rounding of float32 may go a little beyond. This also catches NaN.
@@ -317,11 +342,34 @@ def _to_eight_bits(pixels: np.ndarray) -> np.ndarray:
                 f"float pixels must lie in [0, 1], found [{low:.9g}, {high:.9g}]; "
                 "divide 8-bit values by 255"
             )
-        return np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
+        if 1e-6 < _colours(pixels).max() < 1 / 16:
+            warnings.warn(
+                "A float image has no value above 1/16, so it will look almost black "
+                "to the model. Divide the pixels by the largest value that its camera "
+                "gives.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return _by_strips(pixels, lambda some: np.rint(some.astype(np.float64) * 255))
     raise ValueError(
         f"array of dtype {pixels.dtype}: expected uint8, uint16, bool or float in "
         "[0, 1]"
     )
+
+
+def _colours(pixels: np.ndarray) -> np.ndarray:
+    """Return an array without its alpha channel."""
+    return pixels[..., :3] if pixels.ndim == 3 and pixels.shape[2] == 4 else pixels
+
+
+def _by_strips(
+    pixels: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Convert to uint8 without a large array in between."""
+    result = np.empty(pixels.shape, np.uint8)
+    for top in range(0, len(pixels), _STRIP):
+        result[top : top + _STRIP] = convert(pixels[top : top + _STRIP])
+    return result
 
 
 def image_name(image: Any) -> str:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._decoding import Traits
 from ._errors import ImageReadError
 from ._images import image_name, is_pil, opened
 
 if TYPE_CHECKING:
     from PIL import Image
 
+# Masks with several kinds of anomaly number them.
+_MOST_LABELS = 32
+
 
 def mask_pixels(mask: Any) -> np.ndarray:
     """Return which pixels of a mask are anomalous, as bool (height, width).
 
     `mask` is an array of 0 and 1, 0 and 255 or bool; or a path or a `PIL.Image`, in
-    which anomalous pixels are above 0. Raises ValueError with a short reason.
+    which anomalous pixels are above 0, and of two grey levels the brighter one. Raises
+    ValueError with a short reason.
     """
     if isinstance(mask, (str, bytes, os.PathLike)) or is_pil(mask):
-        return opened(mask, _above_zero)
+        return opened(mask, _anomalous)
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.size == 0:
         raise ValueError(f"array of shape {mask.shape}: expected (height, width)")
@@ -126,10 +132,47 @@ class ResizedMasks:
         return masks.reshape(len(batch), *self.size)
 
 
-def _above_zero(image: Image.Image) -> np.ndarray:
-    # Numbers as they are in the file: 0 and 1, labels from 1 on, or 0 and 255.
+def _anomalous(image: Image.Image, traits: Traits) -> np.ndarray:
+    """Of two grey levels the brighter one, else all above 0."""
+    levels = _grey(image)
+    found = _distinct(levels)
+    if len(found) == 2:
+        return levels == found[1]
+    # Labels of kinds of anomaly are small numbers; anything else may be a photo.
+    if len(found) > 2 and found[-1] > _MOST_LABELS:
+        warnings.warn(
+            "A mask has more than two grey levels, and all above 0 are anomalous: is "
+            "it a mask, and was it kept as JPEG or with soft edges? Pass `mask > 127` "
+            "if only bright pixels are.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return levels > 0
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    """Return the numbers of a grey image, or the brightest of the colours."""
+    if image.mode in ("P", "PA"):
+        shown = image.convert("RGB" if image.mode == "P" else "RGBA")
+        extrema = np.asarray(shown.getextrema())[:3]
+        # Where all colours of a palette are the same, its numbers are what is meant.
+        image = image if (extrema[:, 0] == extrema[:, 1]).all() else shown
+    if image.mode == "CMYK":
+        image = image.convert("RGB")
     pixels = np.asarray(image)
-    if pixels.ndim == 3:
-        seen = [k for k, band in enumerate(image.getbands()) if band not in "Aa"]
-        pixels = pixels[..., seen].max(axis=2)
-    return pixels > 0
+    if pixels.ndim == 2:
+        return pixels
+    bands = image.getbands()
+    colours = [k for k, band in enumerate(bands) if band not in "Aa"]
+    grey = pixels[..., colours].max(axis=2)
+    if len(colours) < len(bands):
+        alpha = pixels[..., -1]
+        if alpha.max() > 0:  # zero everywhere, it is no alpha
+            grey = np.where(alpha > 0, grey, 0)
+    return grey
+
+
+def _distinct(levels: np.ndarray) -> np.ndarray:
+    if levels.dtype == np.uint8:  # several times faster
+        return np.flatnonzero(np.bincount(levels.ravel(), minlength=256))
+    return np.unique(levels)

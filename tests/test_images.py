@@ -56,8 +56,9 @@ class TestOpenImage:
 
     def test_alpha_lies_on_white(self) -> None:
         transparent = np.zeros((4, 4, 4), np.uint8)
-        assert np.asarray(open_image(transparent)).min() == 255
-        assert np.asarray(open_image(_file(transparent))).min() == 255
+        transparent[0, 0, 3] = 1
+        assert np.asarray(open_image(transparent)).min() == 254
+        assert np.asarray(open_image(_file(transparent))).min() == 254
         palette = Image.fromarray(RAMP).convert("P")
         file = io.BytesIO()
         palette.save(file, "PNG", transparency=palette.getpixel((0, 0)))
@@ -279,7 +280,7 @@ def test_masks_are_above_zero(mode: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("highest", "warns"), [(200, False), (4095, True), (4096, False)]
+    ("highest", "warns"), [(0, False), (256, True), (4095, True), (4096, False)]
 )
 def test_cameras_of_twelve_bits(highest: int, warns: bool) -> None:
     pixels = np.linspace(0, highest, 64).reshape(8, 8).astype(np.uint16)

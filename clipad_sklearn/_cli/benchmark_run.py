@@ -18,6 +18,7 @@ from sklearn.utils import Bunch
 
 from .. import metrics
 from .._clip.settings import OpenCLIP
+from .._images import image_size
 from .._masks import mask_pixels, resized_mask
 from ..datasets import load_image_folder, load_mvtec_ad, load_sewer_ml, load_visa
 from ..metrics import PIXEL_METRICS
@@ -92,17 +93,11 @@ def _fingerprint(data: Bunch) -> str:
 
 def read_mask(mask: str, image: str, size: tuple[int, int]) -> np.ndarray:
     """Read a mask, and reduce it to (height, width) by taking the nearest pixels."""
-    from PIL import Image
-
     try:
         pixels = mask_pixels(mask)
     except ValueError as error:
         raise ValueError(f"the mask {mask} cannot be read: {error}") from error
-    with Image.open(image) as photo:
-        width, height = photo.size
-        # From 5 on, EXIF turns the image on its side.
-        if photo.getexif().get(0x0112, 1) >= 5:
-            width, height = height, width
+    height, width = image_size(image)
     if pixels.shape != (height, width):
         raise ValueError(
             f"the mask {mask} has {pixels.shape[1]} x {pixels.shape[0]} pixels, but "

@@ -2,52 +2,134 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from .._images import list_files
+from .._files import Walk, is_output, walk_images
 from .output import UsageError
 
 
-def find_photos(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the paths of the photos that the arguments name, each file once.
+class Photos(NamedTuple):
+    """What the arguments name."""
 
-    Also returns remarks on arguments that name none.
-    """
+    paths: list[str]  # each file once
+    notes: list[str]  # what is left out, and arguments that name nothing
+    n_unreadable: int  # folders that may not be listed
+
+
+def find_photos(arguments: Sequence[str]) -> Photos:
+    """Return the photos that the arguments name."""
     found: dict[str, str] = {}  # real path -> path as given
-    notes = []
+    notes: list[str] = []
+    n_unreadable = 0
     for argument in arguments:
-        paths, others = _expand(argument)
-        if not paths:
+        walk = _expand(argument)
+        if not walk.images:
             notes.append(f"no image found in {argument}")
-        if others:
-            notes.append(f"{argument}: {_left_out(others)}")
-        for path in paths:
+        notes += [f"{argument}: {note}" for note in _left_out(walk)]
+        n_unreadable += len(walk.unreadable)
+        for path in walk.images:
             found.setdefault(os.path.normcase(os.path.realpath(path)), path)
     paths = list(found.values())
     if not any(os.path.exists(path) for path in paths):
-        raise UsageError("no image found: " + ", ".join(arguments))
-    return paths, notes
+        raise UsageError("; ".join(["no image found: " + ", ".join(arguments), *notes]))
+    return Photos(paths, notes, n_unreadable)
 
 
-def _expand(argument: str) -> tuple[list[str], list[str]]:
-    """Return what an argument names, and files of folders that are no photos."""
+def _expand(argument: str) -> Walk:
+    """Return what an argument names, and what of it is left out."""
     if os.path.isdir(argument):
-        return list_files(argument)
+        return walk_images(argument)
     if os.path.lexists(argument) or not glob.has_magic(argument):
-        return [argument], []
-    paths: list[str] = []
-    others: list[str] = []
-    for match in sorted(glob.glob(argument, recursive=True)):
-        images, rest = list_files(match) if os.path.isdir(match) else ([match], [])
-        paths += images
-        others += rest
-    return paths, others
+        return _named([argument])
+    if "**" in argument:
+        return _matching(argument)
+    matches = sorted(glob.glob(argument))
+    walks = [walk_images(match) for match in matches if os.path.isdir(match)]
+    return _joined(
+        [_named([path for path in matches if not os.path.isdir(path)]), *walks]
+    )
 
 
-def _left_out(others: list[str]) -> str:
+def _named(paths: Sequence[str]) -> Walk:
+    """Sort out files that were named one by one."""
+    walk = Walk()
+    for path in paths:
+        (walk.outputs if is_output(os.path.basename(path)) else walk.images).append(
+            path
+        )
+    return walk
+
+
+def _matching(pattern: str) -> Walk:
+    """Return what a pattern with ``**`` names: all photos in what matches it."""
+    parts = os.path.normpath(pattern).split(os.sep)
+    n_plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    root = os.sep.join(parts[:n_plain]) or (os.sep if parts[0] == "" else os.curdir)
+    if not os.path.isdir(root):
+        return Walk()
+    walk = walk_images(root)
+
+    def matches(path: str) -> bool:
+        names = os.path.relpath(path, root).split(os.sep)
+        ends = range(1, len(names) + 1)
+        return any(_match(names[:end], parts[n_plain:]) for end in ends)
+
+    for paths in (walk.images, walk.others, walk.outputs, walk.special):
+        paths[:] = [os.path.normpath(path) for path in paths if matches(path)]
+    return walk
+
+
+def _match(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the names of a path match the parts of a pattern."""
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        rest = pattern[1:]
+        if rest and rest[0] == "**":
+            return _match(names, rest)
+        return any(_match(names[start:], rest) for start in range(len(names) + 1))
+    if not names or not fnmatch.fnmatch(names[0], pattern[0]):
+        return False
+    return _match(names[1:], pattern[1:])
+
+
+def _joined(walks: Sequence[Walk]) -> Walk:
+    total = Walk()
+    for walk in walks:
+        for name, values in vars(walk).items():
+            getattr(total, name).extend(values)
+    return total
+
+
+def _left_out(walk: Walk) -> list[str]:
+    """Say what is left out of an argument, and why."""
+    notes = []
+    if walk.others:
+        notes.append(_other_files(walk.others))
+    if walk.outputs:
+        notes.append(f"{len(walk.outputs)} maps and overlays of clipad left out")
+    if walk.special:
+        first = os.path.basename(walk.special[0])
+        notes.append(
+            f"{len(walk.special)} pipes, sockets or devices left out ({first} ...)"
+        )
+    if walk.system:
+        names = sorted({os.path.basename(path) for path in walk.system})
+        more = ", ..." if len(names) > 3 else ""
+        notes.append(
+            f"{len(walk.system)} folders of the system left out "
+            f"({', '.join(names[:3])}{more})"
+        )
+    notes += [f"not listed: {path}: {reason}" for path, reason in walk.unreadable]
+    return notes
+
+
+def _other_files(others: list[str]) -> str:
     """Count files that are not taken for photos, by their extensions."""
     kinds = Counter(os.path.splitext(p)[1].lower() or "no extension" for p in others)
     ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))

@@ -22,7 +22,7 @@ from .output import (
     say,
     stage,
 )
-from .photos import find_photos
+from .photos import Photos, find_photos
 from .table import make_rows, print_table, versions, write_rows
 from .threshold import Threshold, say_shift, set_threshold
 
@@ -34,13 +34,19 @@ _SHOWN = 20
 
 def run(settings: ScoreSettings) -> int:
     """Run ``clipad score``."""
-    paths, notes = find_photos(settings.paths)
-    for note in notes:
+    given = (
+        settings.paths,
+        settings.good,
+        settings.calibrate[:1],
+        (*settings.calibrate[1:], *settings.bad),
+    )
+    found = [
+        find_photos(folders) if folders else Photos([], [], 0) for folders in given
+    ]
+    for note in (note for photos in found for note in photos.notes):
         say(note)
-    references = find_photos(settings.good)[0] if settings.good else []
-    good = find_photos(settings.calibrate[:1])[0] if settings.calibrate else []
-    bad_folders = (*settings.calibrate[1:], *settings.bad)
-    bad = find_photos(bad_folders)[0] if bad_folders else []
+    n_unlisted = sum(photos.n_unreadable for photos in found)
+    paths, references, good, bad = (photos.paths for photos in found)
     for path in settings.files:
         check_writable(path)
     if settings.maps:
@@ -49,7 +55,8 @@ def run(settings: ScoreSettings) -> int:
         check_map_folder(settings.maps)
     stage(f"found {counted(len(paths), 'photo')}")
     if settings.dask is not None:
-        return _run_on_dask(settings, paths, references, good, bad)
+        status = _run_on_dask(settings, paths, references, good, bad)
+        return max(status, int(n_unlisted > 0))
 
     fitted = obtain_detector(settings, paths, references)
     stage(f"scoring {counted(len(paths), 'photo')}")
@@ -73,7 +80,7 @@ def run(settings: ScoreSettings) -> int:
     if settings.shift_test:
         say_shift(fitted, margins[np.isfinite(margins)])
     n_failures = len(failures) + threshold.n_unreadable + fitted.n_unreadable
-    return 1 if n_failures else 0
+    return 1 if n_failures + n_unlisted else 0
 
 
 # -- on a cluster --------------------------------------------------------------

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._errors import ImageReadError
-from .._images import check_images, image_name, open_image, read_bytes
+from .._files import read_bytes
+from .._images import check_images, image_name, open_image
 from .._progress import progress_bar
 from .embedding_cache import EmbeddingCache, open_cache
 from .models import load
@@ -120,10 +121,12 @@ def pixel_batches(
 
     transform = load(clip).transform(clip.resize)
 
+    def of_image(image: Any) -> tuple[Any, tuple[int, int]]:
+        return transform(image), (image.height, image.width)
+
     def read(image: Any) -> tuple[Any, tuple[int, int]] | ValueError:
         try:
-            image = open_image(image)
-            return transform(image), (image.height, image.width)
+            return open_image(image, of_image)
         except ValueError as error:
             return error
 
@@ -201,8 +204,10 @@ class _ImageReader:
                 if hit:
                     return key, hit[key], None
             if isinstance(image, bytes):
-                image = open_image(image)
+                return key, None, open_image(image, self.transform)
             return key, None, self.transform(image)
+        except MemoryError:
+            return ValueError("the image needs more memory than there is")
         except ValueError as error:
             return error
 

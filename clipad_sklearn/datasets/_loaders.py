@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
@@ -11,7 +10,9 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
+from .._files import EXTENSIONS, Walk, is_system_folder, walk_files
 from .._images import list_images
+from ._tables import read_table
 
 PathLike = str | os.PathLike[str]
 
@@ -43,7 +44,8 @@ def load_mvtec_ad(
     ----------
     root : str or PathLike
         The folder that holds one folder for each category, with ``train/good``,
-        ``test/good``, ``test/DEFECT`` and ``ground_truth/DEFECT/NAME_mask.png``.
+        ``test/good``, ``test/DEFECT`` and ``ground_truth/DEFECT/NAME_mask.png`` or
+        ``NAME.png`` (any extension of images will do).
     category : str, sequence of str or None, default=None
         Which categories. None is all.
     split : {"test", "train"}, default="test"
@@ -251,28 +253,32 @@ def load_sewer_ml(
     anomalous: list[bool] = []
     absent, first_absent = 0, ""
     names: dict[tuple[str, ...], str] = {}  # so that equal texts are kept once
-    with open(annotations, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        filename, label = _columns(header, ("Filename", "Defect"), annotations)
-        codes = [(header.index(c), c) for c in _SEWER_DEFECTS if c in header]
-        for fields in reader:
-            if len(fields) != len(header) or fields[label] not in ("0", "1"):
-                raise ValueError(
-                    f"{annotations!r}, line {reader.line_num}: expected "
-                    f"{len(header)} fields and Defect 0 or 1, found {fields!r}."
-                )
-            folder = folders.get(fields[filename])
-            if folder is None:
-                absent += 1
-                first_absent = first_absent or fields[filename]
-                continue
-            found: tuple[str, ...] = ()
-            if fields[label] == "1":
-                found = tuple(c for i, c in codes if fields[i] == "1") or ("defect",)
-            images.append(os.path.join(folder, fields[filename]))
-            defects.append(names.setdefault(found, "+".join(found)))
-            anomalous.append(bool(found))
+    header: list[str] = []
+    for line, fields in read_table(annotations):
+        if not header:
+            header = fields
+            filename, label = _columns(header, ("Filename", "Defect"), annotations)
+            codes = [(header.index(c), c) for c in _SEWER_DEFECTS if c in header]
+            continue
+        if fields[label] not in ("0", "1"):
+            raise ValueError(
+                f"{annotations!r}, line {line}: expected Defect 0 or 1, found "
+                f"{fields[label]!r}."
+            )
+        name = fields[filename].replace("\\", "/").rpartition("/")[2]
+        folder = folders.get(name)
+        if folder is None:
+            absent += 1
+            first_absent = first_absent or fields[filename]
+            continue
+        found: tuple[str, ...] = ()
+        if fields[label] == "1":
+            found = tuple(c for i, c in codes if fields[i] == "1") or ("defect",)
+        images.append(os.path.join(folder, name))
+        defects.append(names.setdefault(found, "+".join(found)))
+        anomalous.append(bool(found))
+    if not header:
+        _columns(header, ("Filename", "Defect"), annotations)
     if absent:
         raise FileNotFoundError(
             f"{absent} of {absent + len(images)} images named in {annotations!r} are "
@@ -308,8 +314,9 @@ def load_image_folder(
     normal : str or sequence of str, default=("good", "normal", "ok")
         Names of folders of good images, whatever the case. All others are defects.
     mask_folder : str, PathLike or None, default=None
-        Folder of masks: ``KIND/NAME.png`` or ``KIND/NAME_mask.png`` for the image
-        ``KIND/NAME`` of any extension. It may lie in `root`. None: there are none.
+        Folder of masks: ``KIND/NAME_mask.png`` or ``KIND/NAME.png``, or of another
+        extension of images, for the image ``KIND/NAME`` of any extension. It may lie
+        in `root`. None: there are none.
     as_frame : bool, default=False
         Whether to add a DataFrame.
 
@@ -350,6 +357,7 @@ def load_image_folder(
     category = os.path.basename(os.path.abspath(root))
     rows: list[_Row] = []
     missing: list[str] = []
+    masks_of: dict[str, dict[str, str]] = {}
     inside = None if masks is None else os.path.abspath(masks) + os.sep
     for path in list_images(root):
         if inside is not None and os.path.abspath(path).startswith(inside):
@@ -367,14 +375,17 @@ def load_image_folder(
             continue
         mask = None
         if masks is not None:
-            mask = _mask_of(os.path.join(masks, os.path.dirname(relative)), path)
+            mask_folder = os.path.join(masks, os.path.dirname(relative))
+            if mask_folder not in masks_of:
+                masks_of[mask_folder] = _names_by_stem(mask_folder)
+            mask = _mask_of(masks_of[mask_folder], path)
             if mask is None:
                 missing.append(path)
         rows.append((path, kind, mask, category))
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} images have no mask in {masks!r}, the first is "
-            f"{missing[0]!r}."
+            f"{missing[0]!r}: looked for {_looked_for(missing[0])}."
         )
     if not rows:
         raise ValueError(f"No image found in the folders of {root!r}.")
@@ -397,11 +408,13 @@ def _rows_of_category(root: str, name: str, split: str, data_set: str) -> list[_
     rows: list[_Row] = []
     missing: list[str] = []
     for kind in _folders(folder):
+        mask_folder = os.path.join(root, name, "ground_truth", kind)
+        masks = {} if kind == "good" else _names_by_stem(mask_folder)
         for path in list_images(os.path.join(folder, kind)):
             if kind == "good":
                 rows.append((path, "", None, name))
                 continue
-            mask = _mask_of(os.path.join(root, name, "ground_truth", kind), path)
+            mask = _mask_of(masks, path)
             if mask is None:
                 missing.append(path)
             rows.append((path, kind, mask, name))
@@ -409,7 +422,8 @@ def _rows_of_category(root: str, name: str, split: str, data_set: str) -> list[_
         raise FileNotFoundError(
             f"The category {name!r} of {data_set} is not complete: {len(missing)} "
             f"images have no mask in {os.path.join(root, name, 'ground_truth')!r}, "
-            f"the first is {missing[0]!r}. {_obtain(data_set)}"
+            f"the first is {missing[0]!r}: looked for {_looked_for(missing[0])}. If it "
+            f"is the data set itself: {_obtain(data_set)}"
         )
     if not rows:
         raise ValueError(
@@ -419,11 +433,31 @@ def _rows_of_category(root: str, name: str, split: str, data_set: str) -> list[_
     return rows
 
 
-def _mask_of(folder: str, image: str) -> str | None:
+def _mask_of(names: dict[str, str], image: str) -> str | None:
+    """Return the mask of an image: of its name, with or without ``_mask``."""
     stem = os.path.splitext(os.path.basename(image))[0]
-    names = (f"{stem}_mask.png", f"{stem}.png")
-    paths = (os.path.join(folder, name) for name in names)
-    return next((path for path in paths if os.path.isfile(path)), None)
+    return names.get(f"{stem}_mask", names.get(stem))
+
+
+def _looked_for(image: str) -> str:
+    stem = os.path.splitext(os.path.basename(image))[0]
+    return f"{stem}_mask.png, {stem}.png or another extension of images"
+
+
+def _names_by_stem(folder: str) -> dict[str, str]:
+    """Return the images of a folder, by their names without extension."""
+    found: dict[str, str] = {}
+    if not os.path.isdir(folder):
+        return found
+    for name in sorted(os.listdir(folder), reverse=True):
+        stem, extension = os.path.splitext(name)
+        path = os.path.join(folder, name)
+        if extension.lower() not in EXTENSIONS or not os.path.isfile(path):
+            continue
+        # Of several the one that the data sets use.
+        if extension == ".png" or not found.get(stem, "").endswith(".png"):
+            found[stem] = path
+    return found
 
 
 # -- VisA as downloaded ----------------------------------------------------------
@@ -431,38 +465,32 @@ def _mask_of(folder: str, image: str) -> str | None:
 
 def _visa_rows(root: str, split_file: str, split: str) -> Iterator[tuple[str, _Row]]:
     wanted = ("object", "split", "label", "image", "mask")
-    with open(split_file, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        places = _columns(header, wanted, split_file)
-        for fields in reader:
-            if len(fields) != len(header):
-                raise ValueError(
-                    f"{split_file!r}, line {reader.line_num}: expected {len(header)} "
-                    f"fields, found {fields!r}."
-                )
-            name, part, label, image, mask = (fields[i] for i in places)
-            if label not in ("normal", "anomaly"):
-                raise ValueError(
-                    f"{split_file!r}, line {reader.line_num}: expected the label "
-                    f"'normal' or 'anomaly', found {label!r}."
-                )
-            if part != split:
-                continue
-            if label == "anomaly" and not mask:
-                raise ValueError(
-                    f"{split_file!r}, line {reader.line_num}: the anomaly {image!r} "
-                    "has no mask."
-                )
-            bad = label == "anomaly"
-            path, mask_path = (
-                os.path.join(root, *PurePosixPath(relative).parts)
-                for relative in (image, mask)
+    places: list[int] = []
+    for line, fields in read_table(split_file):
+        if not places:
+            places = _columns(fields, wanted, split_file)
+            continue
+        name, part, label, image, mask = (fields[i] for i in places)
+        if label not in ("normal", "anomaly"):
+            raise ValueError(
+                f"{split_file!r}, line {line}: expected the label 'normal' or "
+                f"'anomaly', found {label!r}."
             )
-            yield (
-                name,
-                (path, "anomaly" if bad else "", mask_path if bad else None, name),
+        if part != split:
+            continue
+        if label == "anomaly" and not mask:
+            raise ValueError(
+                f"{split_file!r}, line {line}: the anomaly {image!r} has no mask."
             )
+        bad = label == "anomaly"
+        path, mask_path = (
+            os.path.join(root, *PurePosixPath(relative.replace("\\", "/")).parts)
+            for relative in (image, mask)
+        )
+        yield (
+            name,
+            (path, "anomaly" if bad else "", mask_path if bad else None, name),
+        )
 
 
 # -- checks ----------------------------------------------------------------------
@@ -509,14 +537,14 @@ def _folders(root: str) -> list[str]:
         return sorted(
             entry.name
             for entry in entries
-            if entry.is_dir() and not entry.name.startswith(".")
+            if entry.is_dir() and not is_system_folder(entry.name)
         )
 
 
 def _folders_of_files(root: str, split: str) -> dict[str, str]:
     """Return the folder of each file below `root`, by the name of the file."""
     folders: dict[str, str] = {}
-    for parent, _, names in os.walk(root):
+    for parent, names in walk_files(root, Walk()):
         if split in os.path.relpath(parent, root).lower():
             folders.update(dict.fromkeys(names, parent))
         else:

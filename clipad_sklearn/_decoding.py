@@ -1,0 +1,325 @@
+"""From the bytes of a file to an image: formats, memory, and what a pixel means."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._fork import at_fork
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# What Pillow may open: raster formats only. Readers of some others start another
+# program (EPS), or were the way in of known attacks.
+_FORMATS = (
+    *("JPEG", "PNG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "AVIF", "HEIF", "JPEG2000"),
+    *("PPM", "TGA"),
+)
+# What other files begin with, and what to call them.
+_OTHER_KINDS = (
+    (b"%!PS", "a PostScript file"),
+    (b"\xc5\xd0\xd3\xc6", "a PostScript file"),
+    (b"%PDF", "a PDF document"),
+    (b"8BPS", "a Photoshop file"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (b"SIMPLE  =", "a FITS file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"FUJIFILMCCD-RAW", "a raw photo"),
+    (b"<svg", "an SVG drawing"),
+)
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_MOST_PIXELS = 100_000_000
+# Tags of TIFF.
+_BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR = 258, 262, 0x0112, 284
+_STRIPS, _SAMPLE_FORMAT, _DNG = 273, 339, 50706
+
+
+class _Budget:
+    """Lets threads decode so many pixels at a time, or one image of any size."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.taken = 0
+
+    @contextlib.contextmanager
+    def taking(self, amount: int) -> Iterator[None]:
+        with self.changed:
+            while self.taken and self.taken + amount > _MOST_PIXELS:
+                self.changed.wait()
+            self.taken += amount
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.taken -= amount
+                self.changed.notify_all()
+
+
+_budget = _Budget()
+
+
+def _new_budget() -> None:
+    # Other threads of the parent may have taken some.
+    global _budget
+    _budget = _Budget()
+
+
+at_fork(in_child=_new_budget)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What an image was in its file, where Pillow does not say."""
+
+    is_deep: bool = False  # 16 bits per channel, of which Pillow keeps the upper 8
+    is_signed: bool = False
+    is_known_bright: bool = False  # nobody need look again
+
+
+@contextlib.contextmanager
+def decoded(content: bytes) -> Iterator[tuple[Image.Image, Traits]]:
+    """Give the upright image of a file, with pixels that mean what its format says.
+
+    Memory is set aside for it meanwhile: others wait. Raises ValueError with a short
+    reason.
+    """
+    with reasons(content):
+        image = open_file(content)
+    with _budget.taking(image.size[0] * image.size[1]):
+        with reasons(content):
+            try:
+                image, traits = _loaded(image)
+            except (MemoryError, ValueError):
+                raise
+            except Exception:
+                bare = _without_metadata(content)
+                if bare is None:
+                    raise
+                image, traits = _loaded(open_file(bare))
+        yield image, traits
+
+
+@contextlib.contextmanager
+def reasons(content: bytes = b"") -> Iterator[None]:
+    """Make what decoders raise a ValueError with a short reason."""
+    from PIL import Image
+
+    try:
+        yield
+    except Image.UnidentifiedImageError:
+        raise ValueError(why_not_an_image(content)) from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"too large: {error}. Make it smaller, or cut it into parts (in Python, "
+            "PIL.Image.MAX_IMAGE_PIXELS sets the limit)"
+        ) from error
+    except (ValueError, MemoryError):
+        raise
+    except Exception as e:
+        # Decoders raise all kinds of errors on truncated or damaged files.
+        raise ValueError(f"truncated or corrupt ({str(e) or type(e).__name__})") from e
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return height and width of an opened image once it is upright."""
+    width, height = image.size
+    # From 5 on, the image lies on its side, of which a TIFF gives the upright size.
+    lies = _orientation(image) >= 5 and not hasattr(image, "tag_v2")
+    return (width, height) if lies else (height, width)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its metadata say; broken ones say nothing."""
+    from PIL import Image
+
+    methods = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    method = methods.get(_orientation(image))
+    if method is None:
+        return image
+    info = image.info
+    image = image.transpose(method)
+    image.info = info  # such as transparency
+    return image
+
+
+def traits_of(image: Image.Image) -> Traits:
+    """Return what a `PIL.Image` that is not loaded yet was in its file."""
+    modes = [str(tile[3]) for tile in getattr(image, "tile", ())]
+    tags = getattr(image, "tag_v2", None) or {}
+    bits = np.atleast_1d(tags.get(_BITS, 8)).tolist()
+    return Traits(
+        is_deep=any(";16" in mode for mode in modes) or max(bits) == 16,
+        is_signed=2 in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)).tolist(),
+    )
+
+
+def why_not_an_image(content: bytes) -> str:
+    """Say why no listed format is that of a file, and the way out."""
+    head = content[:512]
+    brand = head[8:12] if head[4:8] == b"ftyp" else b""
+    if brand in _HEIF_BRANDS:
+        return (
+            "a HEIC photo, which needs the plug-in pillow-heif: "
+            "python -m pip install pillow-heif"
+        )
+    if brand in (b"avif", b"avis"):
+        return "an AVIF image, which needs Pillow 11.3 or later with AVIF"
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the photo: run git lfs pull"
+    if head.startswith(b"\x93NUMPY"):
+        return "an array of numpy: load it in Python and pass the array"
+    if head.lstrip()[:9].lower() in (b"<!doctype", b"<html>"):
+        return "a web page, not an image: the download went wrong"
+    kind = next((kind for start, kind in _OTHER_KINDS if head.startswith(start)), "")
+    if brand:
+        kind = "a video or another container"
+    elif head[128:132] == b"DICM":
+        kind = "a DICOM file"
+    elif head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        kind = "a TIFF image of a kind"
+    if kind:
+        return f"{kind} that is not read: convert it to PNG, JPEG or TIFF of 8 bits"
+    return "not an image, or of an unknown format"
+
+
+# -- opening -----------------------------------------------------------------------
+
+
+def open_file(content: bytes) -> Any:
+    """Open a file of a listed format without decoding it."""
+    from PIL import Image
+
+    Image.init()
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
+        _register_heif()
+    known = [name for name in _FORMATS if name in Image.OPEN]
+    try:
+        image = Image.open(io.BytesIO(content), formats=known)
+    except (Image.DecompressionBombError, MemoryError):
+        raise
+    except Exception:
+        bare = _without_metadata(content)
+        if bare is None:
+            raise
+        image = Image.open(io.BytesIO(bare), formats=known)
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None and (_DNG in tags or content[8:10] == b"CR"):
+        raise ValueError("a raw photo that is not read: convert it to TIFF or JPEG")
+    if tags is not None and tags.get(_BITS) == (16,):
+        _check_tiff_pixels(content, tags)
+    return image
+
+
+def _check_tiff_pixels(content: bytes, tags: Any) -> None:
+    """Refuse numbers of 16 bits that begin in the directory: nobody knows where."""
+    order = "<" if content.startswith(b"II*\0") else ">"
+    if content.startswith((b"II*\0", b"MM\0*")):
+        (start,) = struct.unpack_from(f"{order}I", content, 4)
+        (n_entries,) = struct.unpack_from(f"{order}H", content, start)
+        offsets = np.atleast_1d(tags.get(_STRIPS, start + 2 + 12 * n_entries))
+        if ((offsets >= start) & (offsets < start + 2 + 12 * n_entries)).any():
+            raise ValueError("truncated or corrupt (its pixels begin in its directory)")
+
+
+def _register_heif() -> None:
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+
+
+def _loaded(image: Any) -> tuple[Image.Image, Traits]:
+    traits = traits_of(image)
+    # Loading a TIFF turns it, and forgets the tags.
+    tags = dict(getattr(image, "tag_v2", None) or {})
+    # libtiff reads them well, Pillow's own reader takes 16 bits for 8.
+    is_raw = any(tile[0] == "raw" for tile in getattr(image, "tile", ()))
+    is_planar = tags.get(_PLANAR) == 2 and len(tags.get(_BITS, ())) > 1
+    if is_raw and is_planar and traits.is_deep:
+        raise ValueError(
+            "a TIFF image of 16 bits in separate planes, which is not read: save it "
+            "with interleaved channels, or with 8 bits"
+        )
+    image.load()
+    if min(image.size) == 0:
+        raise ValueError("the image has no pixels")
+    image = upright(image)
+    if tags.get(_PHOTOMETRIC) == 0 and image.mode == "F":
+        raise ValueError("a TIFF image of real numbers in which white is zero")
+    if image.mode.startswith("I;16"):
+        image = _as_sixteen_bits(image, tags)
+    return image, traits
+
+
+def _as_sixteen_bits(image: Image.Image, tags: dict[int, Any]) -> Image.Image:
+    """Undo 'white is zero' and 12 bits, which Pillow leaves as they are in a TIFF."""
+    from PIL import Image
+
+    is_negative = tags.get(_PHOTOMETRIC) == 0
+    has_twelve_bits = tags.get(_BITS) == (12,)
+    if not (is_negative or has_twelve_bits):
+        return image
+    pixels = np.asarray(image).astype(np.uint16)
+    if has_twelve_bits:
+        pixels = (pixels.astype(np.uint32) * 65535 // 4095).astype(np.uint16)
+    return Image.fromarray(65535 - pixels if is_negative else pixels)
+
+
+def _orientation(image: Any) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # broken metadata raise errors of all kinds
+        return 1
+
+
+# -- files whose metadata are broken -------------------------------------------------
+
+
+def _without_metadata(content: bytes) -> bytes | None:
+    """Return a file with nothing but its pixels, None if that changes nothing."""
+    bare = None
+    with contextlib.suppress(struct.error, IndexError):
+        if content.startswith(b"\x89PNG\r\n\x1a\n"):
+            bare = _bare_png(content)
+        elif content.startswith(b"\xff\xd8"):
+            bare = _bare_jpeg(content)
+    return None if bare is None or len(bare) == len(content) else bare
+
+
+def _bare_png(content: bytes) -> bytes:
+    parts, at = [content[:8]], 8
+    while at + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, at)
+        end = at + 12 + length
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            parts.append(content[at:end])
+        at = end
+    return b"".join(parts)
+
+
+def _bare_jpeg(content: bytes) -> bytes:
+    parts, at = [content[:2]], 2
+    while content[at] == 0xFF and content[at + 1] != 0xDA:
+        (length,) = struct.unpack_from(">H", content, at + 2)
+        # Not APP0 and APP14, which say what colours the numbers are.
+        is_metadata = content[at + 1] in {*range(0xE1, 0xEE), 0xEF, 0xFE}
+        if not is_metadata:
+            parts.append(content[at : at + 2 + length])
+        at += 2 + length
+    return b"".join([*parts, content[at:]])
