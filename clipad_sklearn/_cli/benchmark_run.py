@@ -311,8 +311,6 @@ def _claim(out: Path, described: dict[str, Any]) -> None:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: is not empty and holds no benchmark")
     (out / "parts").mkdir(parents=True, exist_ok=True)
-    for leftover in out.rglob("*.tmp"):  # of a run that was killed
-        leftover.unlink()
     _write(path, described)
 
 

@@ -195,7 +195,7 @@ def test_other_methods(method: str, few: Path, tmp_path: Path) -> None:
 def test_a_file_reached_twice_is_scored_once(few: Path, monkeypatch) -> None:
     monkeypatch.chdir(few.parent)
     (few / "again.png").symlink_to(few / "0.png")
-    paths, notes = find_photos(["few/1.png", "few", str(few), "few/*.png", "./few"])
+    paths, notes, _ = find_photos(["few/1.png", "few", str(few), "few/*.png", "./few"])
     assert paths == ["few/1.png", "few/0.png", "few/2.png"]
     assert notes == []
 
@@ -204,7 +204,7 @@ def test_globs_that_no_shell_expanded(folder: Path, monkeypatch) -> None:
     monkeypatch.chdir(folder)
     assert len(find_photos(["*"])[0]) == 24
     assert len(find_photos(["**/0*.png"])[0]) == 20
-    paths, notes = find_photos(["good/0[12].png", "bad/nothing*.png"])
+    paths, notes, _ = find_photos(["good/0[12].png", "bad/nothing*.png"])
     assert paths == [os.path.join("good", "01.png"), os.path.join("good", "02.png")]
     assert notes == ["no image found in bad/nothing*.png"]
 
@@ -212,7 +212,7 @@ def test_globs_that_no_shell_expanded(folder: Path, monkeypatch) -> None:
 def test_a_name_that_looks_like_a_glob(few: Path) -> None:
     path = few / "part[1].png"
     (few / "0.png").rename(path)
-    assert find_photos([str(path)]) == ([str(path)], [])
+    assert find_photos([str(path)]) == ([str(path)], [], 0)
 
 
 def test_a_missing_file_beside_others_is_an_error_row(
