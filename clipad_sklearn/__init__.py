@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._clip.models import clear_models
     from ._clip.settings import OpenCLIP
     from ._detectors.calibration import calibrate_threshold
+    from ._detectors.damage_direction import DamageDirectionDetector
     from ._detectors.feed_forward import FeedForwardClassifier
     from ._detectors.fusion import FusionDetector
     from ._detectors.prompt import PromptDetector
@@ -35,6 +36,7 @@ from ._version import __version__ as __version__
 # Public name -> module. Importing the package costs none of them.
 _MODULES = {
     "CLIPImageEncoder": "_clip.image_encoder",
+    "DamageDirectionDetector": "_detectors.damage_direction",
     "FeedForwardClassifier": "_detectors.feed_forward",
     "FusionDetector": "_detectors.fusion",
     "ImageReadError": "_errors",
@@ -58,6 +60,7 @@ _SUBMODULES = ("datasets", "metrics", "model_selection", "plotting")
 
 __all__ = [
     "CLIPImageEncoder",
+    "DamageDirectionDetector",
     "FeedForwardClassifier",
     "FusionDetector",
     "ImageReadError",

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 from sklearn import get_config
+from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
+from sklearn.utils import get_tags
 
 
 def names_of_images(class_name: Any, n_images: int | None) -> list[str]:
@@ -47,7 +49,22 @@ def score_named(detector: Any, X: Any, class_name: Any) -> np.ndarray:
     inner = _inner(detector)
     if inner is not None:
         return score_named(inner, X, class_name)
-    return detector.score_samples(X, **_keyword(detector.score_samples, class_name))
+    return detector.score_samples(X, **keyword_for(detector.score_samples, class_name))
+
+
+def check_needs_no_labels(role: str, detector: Any) -> None:
+    """Refuse a detector that would have to learn from labels inside another one."""
+    last = detector
+    while isinstance(last, Pipeline):
+        last = last.steps[-1][1]
+    if isinstance(last, FrozenEstimator) or not isinstance(last, BaseEstimator):
+        return
+    if get_tags(last).target_tags.required:
+        raise ValueError(
+            f"{role} {last!r} learns from labelled images: fit it on other products "
+            "and freeze it, sklearn.frozen.FrozenEstimator(detector.fit(X, y, "
+            "groups))."
+        )
 
 
 def last_step(detector: Any) -> Any:
@@ -80,10 +97,12 @@ def _fit_keywords(detector: Any, class_name: Any) -> dict[str, Any]:
         return {f"{step}__{name}": value for name, value in names.items()}
     if hasattr(detector, "cv") and hasattr(detector, "estimator"):
         return _fit_keywords(detector.estimator, class_name)
-    return _keyword(detector.fit, class_name)
+    return keyword_for(detector.fit, class_name)
 
 
-def _keyword(method: Any, class_name: Any) -> dict[str, Any]:
+def keyword_for(method: Any, class_name: Any) -> dict[str, Any]:
     """Return `class_name` as a keyword for a method that takes it."""
-    takes = "class_name" in inspect.signature(method).parameters
+    takes = (
+        class_name is not None and "class_name" in inspect.signature(method).parameters
+    )
     return {"class_name": class_name} if takes else {}

@@ -2,35 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy.special import log_expit, logsumexp
-from sklearn.base import clone
+from scipy.special import expit, log_expit, logit, logsumexp
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils import Bunch, Tags, get_tags
 from sklearn.utils._param_validation import StrOptions
-from sklearn.utils.metaestimators import _BaseComposition
+from sklearn.utils.metaestimators import _BaseComposition, available_if
+from sklearn.utils.validation import check_is_fitted
 
 from .._validation import all_or_nothing
 from .base import ClassNameDetector
-from .class_names import fit_named, score_named
+from .class_names import (
+    check_needs_no_labels,
+    fit_named,
+    keyword_for,
+    score_named,
+)
+from .references import center_and_spread
 
-_METHODS = ("mean", "max", "harmonic", "logit_mean")
+_METHODS = ("mean", "max", "harmonic", "logit_mean", "standardized")
+# Maps are kept this far from 0 and 1 before they are combined as probabilities.
+_SMALLEST_PROBABILITY = 1e-7
+
+
+def _has_maps(fusion: FusionDetector) -> bool:
+    """Raise AttributeError unless every member gives anomaly maps."""
+    for name, detector in fusion._members():
+        if not hasattr(detector, "anomaly_maps"):
+            raise AttributeError(
+                f"The member {name!r} of FusionDetector gives no anomaly maps: all "
+                "members must be detectors on images that do."
+            )
+    return True
 
 
 class FusionDetector(ClassNameDetector, _BaseComposition):
-    """Combine the anomaly probabilities of several detectors.
+    """Combine the scores, and the anomaly maps, of several detectors.
 
     Parameters
     ----------
     detectors : list of (str, detector)
-        Names and detectors that take the same input. Parameters of a member are
-        searched by its name, as in ``fusion__words__n_pairs``.
-    method : {"mean", "max", "harmonic", "logit_mean"}, default="mean"
+        Names and detectors that take the same input: all embeddings, or all images,
+        which detectors on images and Pipelines of :class:`CLIPImageEncoder` and a
+        detector do. ``"drop"`` in place of a detector leaves it out. Parameters of a
+        member are searched by its name, as in ``fusion__words__n_pairs``. A fitted
+        member that is to stay as it is goes in a
+        :class:`sklearn.frozen.FrozenEstimator`.
+    method : {"mean", "max", "harmonic", "logit_mean", "standardized"}, default="mean"
         How the members' anomaly probabilities become one: their weighted mean, their
         maximum, or their weighted harmonic mean. ``"logit_mean"`` is the weighted mean
-        of margins instead.
+        of margins instead, and ``"standardized"`` that of margins on a common scale,
+        for members whose margins differ in scale; it needs images in `fit`, mostly
+        normal ones.
     weights : array-like of shape (n_detectors,) or None, default=None
         Weights of the members, not negative, in the order of `detectors`. None gives
         all the same. ``"max"`` takes none.
@@ -41,9 +67,15 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
     Attributes
     ----------
     detectors_ : list of detectors
-        The fitted members.
+        The fitted members, without dropped ones.
     named_detectors_ : Bunch
         The fitted members by name.
+    member_scales_ : ndarray of shape (n_members, 2)
+        For ``method="standardized"``: center and spread of the anomaly scores, which
+        are minus the margins, that each member gives the images of `fit`.
+    pixel_offset_ : float
+        The threshold on anomaly maps, 0.5; only if all members give maps. It may be set
+        after fitting.
     offset_ : float
         The threshold on the margin. It may be set after fitting.
     classes_ : ndarray of shape (2,)
@@ -52,8 +84,9 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
     Raises
     ------
     ValueError
-        From `fit`, if `detectors` is empty, names are not unique or clash with
-        parameters, or a parameter is out of range.
+        From `fit`, if `detectors` is empty or not of (name, detector), names are not
+        unique or clash with parameters, a member would have to learn from labels, or a
+        parameter is out of range.
 
     See Also
     --------
@@ -69,6 +102,20 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
     of prompts and network does, which is our reading of the combination "CLIP + ours"
     that is reported of random word data augmentation [1]_; the paper's text was not
     available to us.
+
+    ``"standardized"`` takes the anomaly scores a_i = -m_i of the images of `fit`, with
+    their median c_i as center and c_i minus their 16 % quantile as spread s_i, but at
+    least 0.01 abs(c_i) + 0.001. The score is 3 - sum w_i (a_i - c_i) / s_i: it is 0
+    three spreads above the center. A member that leaves an image out of its own
+    references does so here too. This rule is our own choice.
+
+    Anomaly maps are combined by the same rules, pixel by pixel, with the members' maps
+    as p_i. ``"standardized"`` combines them as ``"logit_mean"`` does: maps are on a
+    fixed scale already.
+
+    Each member reads the images that it is given. Members with the same CLIP share
+    embeddings through its embedding cache, so that an image is encoded once for all of
+    them; maps need passes of their own.
 
     References
     ----------
@@ -160,14 +207,44 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
         self._check_fit(X, y)
         self._check_members()
         self._log_weights()
+        if self.method == "standardized" and X is None:
+            raise ValueError(
+                "method='standardized' takes the scale of each member from the images "
+                "given to `fit`, but X is None. Fit with images, or use another method."
+            )
+        if isinstance(X, Iterator):
+            X = list(X)  # every member goes through it
         self.detectors_ = [
-            fit_named(clone(detector), X, class_name) for _, detector in self.detectors
+            fit_named(clone(detector), X, class_name) for _, detector in self._named()
         ]
         self.__dict__.pop("feature_names_in_", None)
         if hasattr(self.detectors_[0], "feature_names_in_"):
             self.feature_names_in_ = self.detectors_[0].feature_names_in_
+        for name in ("member_scales_", "pixel_offset_"):  # of an earlier fit
+            self.__dict__.pop(name, None)
+        if self.method == "standardized":
+            margins = self._member_margins(X, class_name)
+            self.member_scales_ = np.stack([center_and_spread(-m) for m in margins])
+        if hasattr(self, "anomaly_maps"):
+            self.pixel_offset_ = 0.5
         self._set_offset(X, class_name=class_name)
         return self
+
+    def _named(self) -> list[tuple[str, Any]]:
+        """Names and detectors, without dropped ones."""
+        return [
+            (name, detector)
+            for name, detector in self.detectors
+            if not isinstance(detector, str)
+        ]
+
+    def _members(self) -> list[tuple[str, Any]]:
+        """Names and members, fitted if there are such."""
+        names = [name for name, _ in self._named()]
+        fitted = getattr(
+            self, "detectors_", [detector for _, detector in self._named()]
+        )
+        return list(zip(names, fitted, strict=True))
 
     def _check_members(self) -> None:
         if not self.detectors:
@@ -175,19 +252,32 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
                 "detectors is empty: expected a list of (name, detector) such as "
                 "[('words', RandomWordDetector()), ('prompts', PromptDetector())]."
             )
+        for item in self.detectors:
+            named = isinstance(item, (tuple, list)) and len(item) == 2
+            if not named or not isinstance(item[0], str):
+                raise ValueError(
+                    "detectors: expected a list of (name, detector) such as "
+                    f"[('words', RandomWordDetector())], found {item!r} in it."
+                )
         self._validate_names([name for name, _ in self.detectors])
         for name, detector in self.detectors:
+            if isinstance(detector, str) and detector == "drop":
+                continue
             if not hasattr(detector, "score_samples"):
                 raise ValueError(
                     f"The member {name!r} is not a detector: {detector!r} has no "
                     "score_samples."
                 )
+            check_needs_no_labels(f"The member {name!r}", detector)
+        if not self._named():
+            raise ValueError("detectors: expected at least one that is not 'drop'.")
 
     def _log_weights(self) -> np.ndarray:
         """Logarithms of the weights, which are made to sum to one."""
-        count = len(self.detectors)
+        kept = [not isinstance(detector, str) for _, detector in self.detectors]
+        count = len(kept)
         if self.weights is None:
-            return np.full(count, -np.log(count))
+            return np.full(sum(kept), -np.log(sum(kept)))
         if self.method == "max":
             raise ValueError("method='max' takes no weights.")
         weights = np.asarray(self.weights, dtype=np.float64)
@@ -195,7 +285,7 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
             weights.shape == (count,)
             and np.isfinite(weights).all()
             and (weights >= 0).all()
-            and weights.sum() > 0
+            and weights[kept].sum() > 0
         )
         if not valid:
             raise ValueError(
@@ -203,16 +293,33 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
                 "one for each member of `detectors`."
             )
         with np.errstate(divide="ignore"):
-            return np.log(weights / weights.sum())
+            return np.log(weights[kept] / weights[kept].sum())
 
-    def _margins(self, X: Any, class_name: Any = None) -> np.ndarray:
-        margins = np.stack(
+    def _member_margins(self, X: Any, class_name: Any) -> np.ndarray:
+        return np.stack(
             [score_named(detector, X, class_name) for detector in self.detectors_]
         )
+
+    def _margins(self, X: Any, class_name: Any = None) -> np.ndarray:
+        if isinstance(X, Iterator):
+            X = list(X)
+        margins = self._member_margins(X, class_name)
+        if self.method == "standardized":
+            if not hasattr(self, "member_scales_"):
+                raise ValueError(
+                    "method='standardized' was set after fit, which did not take the "
+                    "scales of the members: fit again."
+                )
+            centers, spreads = self.member_scales_.T[:, :, np.newaxis]
+            margins = 3 - (-margins - centers) / spreads
+        return self._combined(margins)
+
+    def _combined(self, margins: np.ndarray) -> np.ndarray:
+        """Combine margins (n_members, ...)."""
         if self.method == "max":
             return margins.min(axis=0)
-        log_weights = self._log_weights()[:, np.newaxis]
-        if self.method == "logit_mean":
+        log_weights = self._log_weights().reshape(-1, *[1] * (margins.ndim - 1))
+        if self.method in ("logit_mean", "standardized"):
             return (np.exp(log_weights) * margins).sum(axis=0)
         if self.method == "harmonic":
             # p = 1 / sum w (1 + e^m), hence (1 - p) / p = sum w e^m
@@ -220,6 +327,120 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
         return logsumexp(log_weights + log_expit(margins), axis=0) - logsumexp(
             log_weights + log_expit(-margins), axis=0
         )
+
+    # -- maps --------------------------------------------------------------------
+
+    @available_if(_has_maps)
+    def anomaly_maps(
+        self,
+        X: Any,
+        *,
+        size: str | tuple[int, int] = "image",
+        class_name: Any = None,
+    ) -> Any:
+        """Return a map of anomaly scores for each image.
+
+        There if every member gives maps.
+
+        Parameters
+        ----------
+        X : sequence of path, PIL.Image or array, or one array
+            The images.
+        size : "image", "model" or (int, int), default="image"
+            Height and width of the maps. ``"model"`` is for members whose models take
+            the same size.
+        class_name : str, array-like of str of shape (n_images,) or None, default=None
+            What the images show; for members that take it.
+
+        Returns
+        -------
+        list of ndarray, or ndarray of shape (n_images, height, width)
+            A list for ``size="image"``. Of dtype float32, in [0, 1]; higher is more
+            anomalous.
+        """
+        maps = list(self.iter_anomaly_maps(X, size=size, class_name=class_name))
+        return maps if isinstance(size, str) and size == "image" else np.stack(maps)
+
+    @available_if(_has_maps)
+    def iter_anomaly_maps(
+        self,
+        X: Any,
+        *,
+        size: str | tuple[int, int] = "image",
+        class_name: Any = None,
+    ) -> Iterator[np.ndarray]:
+        """Yield a map of anomaly scores for each image, in order.
+
+        There if every member gives maps; see `anomaly_maps`.
+
+        Parameters
+        ----------
+        X : sequence of path, PIL.Image or array, or one array
+            The images.
+        size : "image", "model" or (int, int), default="image"
+            Height and width of the maps.
+        class_name : str, array-like of str of shape (n_images,) or None, default=None
+            What the images show; for members that take it.
+
+        Returns
+        -------
+        iterator of ndarray of shape (height, width), dtype float32
+            Maps in [0, 1]; higher is more anomalous.
+        """
+        check_is_fitted(self)
+        if isinstance(X, Iterator):
+            X = list(X)
+        # Members check what they are given here, before the first map.
+        iterators = []
+        for detector in self.detectors_:
+            method = detector.iter_anomaly_maps
+            names = keyword_for(method, class_name)
+            iterators.append(method(X, size=size, **names))
+        return self._combined_maps(iterators)
+
+    def _combined_maps(
+        self, iterators: list[Iterator[np.ndarray]]
+    ) -> Iterator[np.ndarray]:
+        for maps in zip(*iterators, strict=True):
+            if len({anomaly_map.shape for anomaly_map in maps}) > 1:
+                raise ValueError(
+                    "size='model': the models of the members take images of different "
+                    "sizes. Pass size='image' or size=(height, width)."
+                )
+            p = np.stack(maps).astype(np.float64)
+            p = p.clip(_SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
+            yield expit(-self._combined(-logit(p))).astype(np.float32)
+
+    @available_if(_has_maps)
+    def predict_masks(
+        self,
+        X: Any,
+        *,
+        size: str | tuple[int, int] = "image",
+        class_name: Any = None,
+    ) -> Any:
+        """Return for each image which pixels are anomalous.
+
+        There if every member gives maps; see `anomaly_maps`.
+
+        Parameters
+        ----------
+        X : sequence of path, PIL.Image or array, or one array
+            The images.
+        size : "image", "model" or (int, int), default="image"
+            Height and width of the masks.
+        class_name : str, array-like of str of shape (n_images,) or None, default=None
+            What the images show; for members that take it.
+
+        Returns
+        -------
+        list of ndarray, or ndarray of shape (n_images, height, width)
+            Of dtype bool, True where the anomaly map is above `pixel_offset_`. A list
+            for ``size="image"``.
+        """
+        maps = self.iter_anomaly_maps(X, size=size, class_name=class_name)
+        masks = [anomaly_map > self.pixel_offset_ for anomaly_map in maps]
+        return masks if isinstance(size, str) and size == "image" else np.stack(masks)
 
     # Not stored, because skops does not trust a Bunch unasked.
     @property
@@ -229,8 +450,7 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
             raise AttributeError(
                 f"{type(self).__name__} has no attribute 'named_detectors_' before fit."
             )
-        names = [name for name, _ in self.detectors]
-        return Bunch(**dict(zip(names, self.detectors_, strict=True)))
+        return Bunch(**dict(self._members()))
 
     @property
     def n_features_in_(self) -> int:
@@ -246,6 +466,10 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        if self.detectors:
-            tags.input_tags = get_tags(self.detectors[0][1]).input_tags
+        try:
+            first = self._named()[0][1]
+        except (IndexError, TypeError, ValueError):  # `fit` says what is wrong
+            return tags
+        if isinstance(first, BaseEstimator):
+            tags.input_tags = get_tags(first).input_tags
         return tags

@@ -12,7 +12,7 @@ from sklearn.base import clone
 from .._clip.models import load
 from .._clip.settings import OpenCLIP, check_clip
 from .._validation import all_or_nothing
-from .class_names import fit_named, score_named
+from .class_names import check_needs_no_labels, fit_named, score_named
 from .maps import MapDetector, upsampled
 from .prompt import PromptDetector
 
@@ -167,6 +167,7 @@ class WinCLIPDetector(MapDetector):
                 "embeddings with score_samples and predict_proba, such as "
                 "PromptDetector or RandomWordDetector."
             )
+        check_needs_no_labels("The scorer", scorer)
         X = None if X is None else self._check_images(X)
         embeddings = None if X is None else clip.encode_image(X)
         self.scorer_ = fit_named(clone(scorer), embeddings, class_name)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.special import expit, logit
+from scipy.special import expit
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
@@ -54,17 +54,6 @@ def embeddings(rng: np.random.Generator) -> np.ndarray:
     width = load(OpenCLIP("tiny")).embedding_width
     X = rng.standard_normal((60, width)).astype(np.float32)
     return X / np.linalg.norm(X, axis=1, keepdims=True)
-
-
-class Fixed(LogisticRegression):
-    """Stands for a detector: its margin is the first feature of X."""
-
-    def fit(self, X: Any = None, y: Any = None) -> Fixed:
-        self.n_features_in_ = 1
-        return self
-
-    def score_samples(self, X: Any) -> np.ndarray:
-        return np.asarray(X)[:, 0] * self.C
 
 
 class TestPromptDetector:
@@ -328,90 +317,6 @@ class TestRandomWordDetector:
         ).fit(None)
         walk(detector, "detector", set())
         assert found == []
-
-
-class TestFusionDetector:
-    MARGINS = np.linspace(-4, 4, 9)[:, np.newaxis]
-
-    def _fuse(self, **params: Any) -> np.ndarray:
-        members = [("a", Fixed(C=1.0)), ("b", Fixed(C=-0.5)), ("c", Fixed(C=2.0))]
-        return FusionDetector(members, **params).fit().score_samples(self.MARGINS)
-
-    @pytest.mark.parametrize("weights", [None, [1, 2, 3], [0, 1, 1]])
-    @pytest.mark.parametrize("method", ["mean", "harmonic", "logit_mean"])
-    def test_closed_forms(self, method: str, weights: list[float] | None) -> None:
-        w = np.full(3, 1 / 3) if weights is None else np.array(weights) / sum(weights)
-        m = self.MARGINS * [1.0, -0.5, 2.0]
-        p = expit(-m)
-        expected = {
-            "mean": -logit(p @ w),
-            "harmonic": -logit(1 / ((1 / p) @ w)),
-            "logit_mean": m @ w,
-        }[method]
-        found = self._fuse(method=method, weights=weights)
-        np.testing.assert_allclose(found, expected, atol=1e-9)
-
-    def test_max(self) -> None:
-        m = self.MARGINS * [1.0, -0.5, 2.0]
-        np.testing.assert_allclose(self._fuse(method="max"), m.min(axis=1))
-
-    def test_mean_ranks_as_the_sum_of_scores(self, rng: np.random.Generator) -> None:
-        X = rng.normal(size=(50, 1))
-        members = [("a", Fixed(C=3.0)), ("b", Fixed(C=-2.0))]
-        fused = FusionDetector(members).fit().score_samples(X)
-        total = expit(-3 * X[:, 0]) + expit(2 * X[:, 0])
-        np.testing.assert_array_equal(np.argsort(fused), np.argsort(-total))
-
-    def test_does_not_saturate(self) -> None:
-        X = np.array([[-900.0], [-800.0], [800.0], [900.0]])
-        for method in ("mean", "max", "harmonic", "logit_mean"):
-            members = [("a", Fixed(C=1.0)), ("b", Fixed(C=1.5))]
-            fused = FusionDetector(members, method=method).fit().score_samples(X)
-            assert np.isfinite(fused).all()
-            assert (np.diff(fused) > 0).all()
-
-    def test_parameters_of_members(self) -> None:
-        fusion = FusionDetector(
-            [("words", RandomWordDetector("tiny")), ("prompts", PromptDetector("tiny"))]
-        )
-        fusion.set_params(words__n_pairs=7, prompts__class_name="nut", method="max")
-        assert fusion.get_params()["words__n_pairs"] == 7
-        assert clone(fusion).get_params()["prompts__class_name"] == "nut"
-        assert fusion.detectors[0][1].n_pairs == 7
-
-    def test_class_name_reaches_only_members_that_take_it(
-        self, embeddings: np.ndarray
-    ) -> None:
-        names = ["nut", "bolt"] * 30
-        words, prompts = RandomWordDetector("tiny", **FAST), PromptDetector("tiny")
-        fusion = FusionDetector([("w", words), ("p", prompts)], method="logit_mean")
-        fused = fusion.fit(embeddings, class_name=names).score_samples(
-            embeddings, class_name=names
-        )
-        single = (
-            clone(words).fit().score_samples(embeddings)
-            + clone(prompts).fit().score_samples(embeddings, class_name=names)
-        ) / 2
-        np.testing.assert_allclose(fused, single, atol=1e-5)
-
-    @pytest.mark.parametrize(
-        ("detectors", "params", "message"),
-        [
-            ([], {}, "detectors is empty"),
-            ([("a", Fixed()), ("a", Fixed())], {}, "not unique"),
-            ([("a__b", Fixed())], {}, "must not contain __"),
-            ([("method", Fixed())], {}, "conflict"),
-            ([("a", RidgeClassifier())], {}, "is not a detector"),
-            ([("a", Fixed())], {"method": "median"}, "method='median'"),
-            ([("a", Fixed())], {"weights": [1, 2]}, "expected 1 numbers"),
-            ([("a", Fixed())], {"weights": [-1]}, "expected 1 numbers"),
-            ([("a", Fixed())], {"weights": [0]}, "not all 0"),
-            ([("a", Fixed())], {"weights": [1], "method": "max"}, "takes no weights"),
-        ],
-    )
-    def test_errors(self, detectors: Any, params: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            FusionDetector(detectors, **params).fit()
 
 
 class TestThreshold:
