@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 
 from clipad_sklearn import (
     CLIPImageEncoder,
+    DamageDirectionDetector,
     FeedForwardClassifier,
     FusionDetector,
     OpenCLIP,
@@ -109,6 +110,10 @@ def _estimators() -> dict[str, Any]:
         "words, other classifier": logistic,
         "prompts": prompts,
         "fusion": FusionDetector(members, method="logit_mean", weights=[1.0, 2.0]),
+        "standardized": FusionDetector(
+            [("a", prompts), ("b", "drop")], method="standardized"
+        ),
+        "damage": DamageDirectionDetector(),
         "winclip": WinCLIPDetector("tiny", scorer=words, pixel_contamination=0.1),
         "sdp": SDPDetector("tiny", contamination=0.5),
         "sdp+": SDPPlusDetector("tiny", n_epochs=1, random_state=0),
@@ -117,14 +122,16 @@ def _estimators() -> dict[str, Any]:
     }
 
 
+@pytest.mark.filterwarnings("ignore:The direction is learned from one:UserWarning")
 @pytest.mark.parametrize("name", _estimators())
 def test_skops_needs_to_trust_our_types_only(name: str) -> None:
     estimator = _estimators()[name]
     X: Any = PHOTOS
     y: Any = None
-    if name in ("words", "words, other classifier", "prompts", "fusion", "network"):
+    on_embeddings = ("prompts", "fusion", "standardized", "damage", "network")
+    if name in on_embeddings or name.startswith("words"):
         X = CLIPImageEncoder("tiny").fit_transform(PHOTOS)
-        y = [0, 1, 1] if name == "network" else None
+        y = [0, 1, 1] if name in ("network", "damage") else None
     if name == "sdp+":
         y = [None, np.ones((16, 16), bool), None]
     estimator.fit(X, y)
