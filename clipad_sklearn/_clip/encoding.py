@@ -232,5 +232,5 @@ def _check_texts(texts: Sequence[str]) -> list[str]:
 
 
 def _text_key(text: str, model: LoadedModel) -> str:
-    settings = f"text {model.identity} {model.dtype}\0{text}"
+    settings = f"text {model.text_identity} {model.dtype}\0{text}"
     return hashlib.sha256(settings.encode("utf-8", "surrogatepass")).hexdigest()

@@ -17,8 +17,10 @@ import open_clip
 import torch
 from torch.nn import functional
 
+from .image_size import set_image_size, unfit_size
 from .loading import CONFIG, create
 from .models import LEAST_COSINE
+from .source import Source
 from .text_tower import group_by_prefix, text_tower
 
 logger = logging.getLogger(__name__)
@@ -48,29 +50,52 @@ def _check_device(device: str) -> str:
 class LoadedModel:
     """A CLIP with its tokenizer and preprocessing, on one device."""
 
-    def __init__(
-        self,
-        model_name: str,
-        pretrained: str | None,
-        *,
-        device: str,
-        precision: str,
-        cache_dir: str | None,
-    ) -> None:
+    def __init__(self, source: Source, *, device: str, precision: str) -> None:
+        self.source = source
         self.device = _check_device(device)
         self._fitting: dict[str, int] = {}  # rows at once, where memory was short
-        self.model, self.tokenizer = create(model_name, pretrained, cache_dir)
+        self.model, self._make_tokenizer, self._has_plain_tokenizer = create(source)
+        if self._has_plain_tokenizer:
+            _ = self.tokenizer  # what is wrong with it is said now
         self.model.eval().requires_grad_(False).to(self.device)
         self.preprocess_cfg: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
         self._text_tower = text_tower(self.model)
-        self._check_vocabulary(model_name)
         self.dtype = self._choose_dtype(precision)
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, made when the first text is encoded if that needs more."""
+        tokenizer = self._make_tokenizer()
+        self._check_vocabulary(tokenizer)
+        return tokenizer
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the pixels."""
+        size = self.preprocess_cfg["size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(height), int(width)
+
+    def resize_input(self, size: tuple[int, int]) -> None:
+        """Let the vision tower take pixels of another height and width."""
+        _ = self.identity  # of the weights as they are in the checkpoint
+        set_image_size(self.model.visual, size)
+        try:
+            probe = self.encode_pixels(torch.zeros((1, 3, *size)))
+        except Exception as error:
+            raise unfit_size(self.model.visual, size, str(error)) from error
+        if not np.isfinite(probe).all():
+            raise unfit_size(self.model.visual, size, "embeddings are not finite")
+        self.preprocess_cfg["size"] = size
 
     # -- what it is ------------------------------------------------------------
 
     @functools.cached_property
     def identity(self) -> str:
-        """Hash of the weights: the same for the same state, whatever its name."""
+        """Hash of the weights: the same for the same state, whatever its name.
+
+        The same for every input size; the preprocessing differs then.
+        """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             array = tensor.detach().cpu().contiguous().numpy()
@@ -86,14 +111,29 @@ class LoadedModel:
             for key, buffer in module.named_buffers(recurse=False):
                 array = buffer.detach().cpu().contiguous().numpy()
                 digest.update(f"{name} {key} {array.shape}".encode() + array.tobytes())
+        if self._has_plain_tokenizer:
+            self._add_tokenizer(digest)
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def text_identity(self) -> str:
+        """Hash of the weights and of how texts become tokens."""
+        if self._has_plain_tokenizer:
+            return self.identity
+        digest = hashlib.sha256(self.identity.encode())
+        self._add_tokenizer(digest)
+        return digest.hexdigest()
+
+    def _add_tokenizer(self, digest: Any) -> None:
         digest.update(self.tokenize(_PROBES).numpy().tobytes())
         digest.update(repr(_vocabulary(self.tokenizer)).encode("utf-8", "replace"))
-        return digest.hexdigest()
 
     @functools.cached_property
     def embedding_width(self) -> int:
         """Number of features of an embedding."""
-        return int(self.encode_tokens(self.tokenize(["a"])).shape[1])
+        if self._has_plain_tokenizer:
+            return int(self.encode_tokens(self.tokenize(["a"])).shape[1])
+        return int(self.encode_pixels(torch.zeros((1, 3, *self.input_size))).shape[1])
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -201,19 +241,19 @@ class LoadedModel:
 
     # -- checks ----------------------------------------------------------------
 
-    def _check_vocabulary(self, model_name: str) -> None:
+    def _check_vocabulary(self, tokenizer: Any) -> None:
         rows = getattr(self.model, "vocab_size", None)
-        known = getattr(self.tokenizer, "vocab_size", None)
-        if known is None and hasattr(self.tokenizer, "tokenizer"):
-            known = len(self.tokenizer.tokenizer)
+        known = getattr(tokenizer, "vocab_size", None)
+        if known is None and hasattr(tokenizer, "tokenizer"):
+            known = len(tokenizer.tokenizer)
         if rows is None or known is None:
             return
-        simple = isinstance(self.tokenizer, open_clip.SimpleTokenizer)
+        simple = isinstance(tokenizer, open_clip.SimpleTokenizer)
         if known > rows or (simple and known != rows):
             raise ValueError(
-                f"The tokenizer of {model_name!r} knows {known} tokens, but the model "
-                f"has embeddings of {rows}: they do not belong together. For a "
-                f"folder, put the merges file beside {CONFIG} and name it there as "
+                f"The tokenizer of {str(self.source)!r} knows {known} tokens, but "
+                f"the model has embeddings of {rows}: they do not belong together. For "
+                f"a folder, put the merges file beside {CONFIG} and name it there as "
                 "text_cfg.tokenizer_kwargs.bpe_path."
             )
 
@@ -235,9 +275,8 @@ class LoadedModel:
         if not self.device.startswith("cuda"):
             return torch.float32
         # Half precision only where it does not show: a fixed rule on fixed input.
-        height, width = self.input_size
         noise = torch.Generator().manual_seed(0)
-        pixels = torch.randn((2, 3, height, width), generator=noise)
+        pixels = torch.randn((2, 3, *self.input_size), generator=noise)
         exact = self.encode_pixels(pixels)
         self.dtype = torch.float16
         cosine = (exact * self.encode_pixels(pixels)).sum(axis=1).min()

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.util
 import json
 import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +22,84 @@ import open_clip
 import torch
 
 from .._errors import WeightsNotFound
+from .source import Source
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "open_clip_config.json"
+_TOWERS = ("vision_cfg", "text_cfg")
 
 
-def create(model_name: str, pretrained: str | None, cache_dir: str | None) -> Any:
-    """Return open_clip's model (on CPU, float32) and its tokenizer."""
-    source = model_name
-    tokenizer_arguments: dict[str, Any] = {}
-    weights: str | None = pretrained
-    if os.path.isdir(model_name):
-        tokenizer_arguments = _check_folder(Path(model_name))
-        source, weights = f"local-dir:{model_name}", None
-    elif model_name.startswith("hf-hub:"):
-        weights = None
+def create(source: Source) -> tuple[Any, Callable[[], Any], bool]:
+    """Return open_clip's model (on CPU, float32) and what makes its tokenizer.
+
+    The last of the three says whether that needs nothing but open_clip.
+    """
+    text_cfg = _text_config(source)
+    arguments: dict[str, Any] = {"device": "cpu", "cache_dir": source.cache_dir}
+    if source.is_random:
+        # Not the weights that the folder or hub may hold, nor those of one tower.
+        arguments |= {"load_weights": False, "pretrained_text": False}
     else:
-        _check_name(model_name, pretrained)
-    random = pretrained == "random"
-    from_hub = model_name.startswith("hf-hub:") or not (
-        random or os.path.isdir(model_name) or os.path.isfile(pretrained or "")
+        arguments["require_pretrained"] = True
+        if not (source.is_hub or source.is_folder):
+            arguments["pretrained"] = source.pretrained
+    if source.checkpoint is not None:
+        arguments |= _settings_beside(source, source.checkpoint)
+    needs_hub = not source.is_local
+    if text_cfg.get("hf_model_name"):
+        text_cfg = arguments["text_cfg"] = _text_tower(source, text_cfg)
+        needs_hub |= text_cfg["hf_model_name"] != source.model_name
+    with _explained(source, needs_hub), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.create_model(_for_open_clip(source), **arguments)
+    _check_finite(source, model)
+    is_plain = not text_cfg.get("hf_tokenizer_name") and (
+        source.is_folder or source.is_hub or "siglip" not in source.model_name.lower()
     )
-    arguments: dict[str, Any] = {
-        "pretrained": None if random else weights,
-        "device": "cpu",
-        "cache_dir": cache_dir,
-    }
+
+    def make_tokenizer() -> Any:
+        return _tokenizer(source, text_cfg, is_plain)
+
+    return model, make_tokenizer, is_plain
+
+
+def _for_open_clip(source: Source) -> str:
+    return f"local-dir:{source.model_name}" if source.is_folder else source.model_name
+
+
+# -- what is asked of open_clip, and in which surroundings ----------------------------
+
+
+@contextlib.contextmanager
+def _explained(source: Source, needs_hub: bool) -> Iterator[None]:
+    """Surroundings of a call of open_clip; its errors become what a user can do."""
+    reach = _offline_if_unreachable() if needs_hub else contextlib.nullcontext()
     try:
-        with (
-            _offline_if_unreachable() if from_hub else contextlib.nullcontext(),
-            _no_root_errors(),
-        ):
-            if random:
-                # Not the weights that the folder or hub may hold.
-                arguments["load_weights"] = False
-            else:
-                arguments["require_pretrained"] = True
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                model = open_clip.create_model(source, **arguments)
-            tokenizer = open_clip.get_tokenizer(
-                source, cache_dir=cache_dir, **tokenizer_arguments
-            )
+        with reach, _no_root_errors(), _only_weights():
+            yield
+    except ImportError:
+        raise  # it names the package that is missing
     except Exception as error:
-        raise _explain(error, model_name, pretrained, cache_dir) from error
-    return model, tokenizer
+        raise _explain(error, source) from error
+
+
+@contextlib.contextmanager
+def _only_weights() -> Iterator[None]:
+    """Let torch read nothing but weights from a checkpoint, whatever is in it.
+
+    A pickled checkpoint can run any code. open_clip asks for weights only, but on a
+    TypeError, which a crafted file can bring about, it loads again without asking.
+    This setting of torch forbids it everywhere.
+    """
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ[names[0]] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[names[0]]
+        os.environ.update({k: v for k, v in before.items() if v is not None})
 
 
 @contextlib.contextmanager
@@ -93,7 +127,7 @@ def _no_root_errors() -> Iterator[None]:
 def _offline_if_unreachable() -> Iterator[None]:
     """Let the hub's client use only its cache where the hub cannot be reached.
 
-    By itself the client tries each file for half a minute before it looks there.
+    Otherwise the client tries each file for half a minute before it looks there.
     """
     from huggingface_hub import constants
 
@@ -113,14 +147,31 @@ def _offline_if_unreachable() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = offline
 
 
-def _check_folder(folder: Path) -> dict[str, Any]:
-    """Check a folder's config; return the arguments of its tokenizer."""
+# -- configurations --------------------------------------------------------------------
+
+
+def _text_config(source: Source) -> dict[str, Any]:
+    """Check what can be checked before loading; return the config of the texts."""
+    if source.is_folder:
+        return _folder_config(Path(source.model_name))["model_cfg"]["text_cfg"]
+    if source.is_hub:
+        from huggingface_hub import hf_hub_download
+
+        repository = source.model_name.removeprefix("hf-hub:")
+        with _explained(source, needs_hub=True):
+            path = hf_hub_download(repository, CONFIG, cache_dir=source.cache_dir)
+        return _folder_config(Path(path).parent)["model_cfg"]["text_cfg"]
+    _check_name(source)
+    config = open_clip.get_model_config(source.built_in)
+    return config["text_cfg"]
+
+
+def _folder_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        text = config["model_cfg"]["text_cfg"]
-        bpe_path = (text.get("tokenizer_kwargs") or {}).get("bpe_path")
-        # open_clip would look for a relative path in the working directory.
-        return {"bpe_path": str(folder / bpe_path)} if bpe_path else {}
+        if not all(isinstance(config["model_cfg"][key], dict) for key in _TOWERS):
+            raise TypeError("towers are described by objects")
+        return config
     except FileNotFoundError:
         raise _not_found(str(folder), str(folder), f"no {CONFIG} there") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -130,41 +181,91 @@ def _check_folder(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _check_name(model_name: str, pretrained: str | None) -> None:
-    name = model_name.replace("/", "-")
+def _settings_beside(source: Source, checkpoint: str) -> dict[str, Any]:
+    """Return the settings that the config beside a checkpoint file asks for."""
+    _check_file(source, checkpoint)
+    folder = Path(checkpoint).parent
+    if not (folder / CONFIG).is_file():
+        return {}
+    config = _folder_config(folder)
+    named = open_clip.get_model_config(source.built_in) or {}
+    keys = (*_TOWERS, "embed_dim", "quick_gelu")
+    different = [
+        k for k in keys if (config["model_cfg"].get(k) or 0) != (named.get(k) or 0)
+    ]
+    if different:
+        raise ValueError(
+            f"{str(source)!r}: {folder / CONFIG} beside the checkpoint describes "
+            f"another model than {source.model_name!r} ({', '.join(different)}). Pass "
+            f"the folder, clip={str(folder)!r}, or move the checkpoint elsewhere if "
+            "the config is not its own."
+        )
+    return {"force_preprocess_cfg": config.get("preprocess_cfg") or {}}
+
+
+def _check_file(source: Source, checkpoint: str) -> None:
+    if os.path.getsize(checkpoint) == 0:
+        raise ValueError(f"{str(source)!r}: the checkpoint {checkpoint!r} is empty.")
+    if zipfile.is_zipfile(checkpoint):
+        with zipfile.ZipFile(checkpoint) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise _is_a_program(source, checkpoint)
+
+
+def _is_a_program(source: Source, checkpoint: str) -> ValueError:
+    return ValueError(
+        f"{str(source)!r}: {checkpoint!r} is a TorchScript archive, a program, which "
+        "is never run here. OpenAI's models are tags of open_clip too, such as "
+        "'ViT-B-32-quickgelu/openai'. If you trust the file, keep only its weights:\n"
+        "  import torch\n"
+        "  from safetensors.torch import save_file\n"
+        f"  weights = torch.jit.load({checkpoint!r}, map_location='cpu').state_dict()\n"
+        "  for name in ('input_resolution', 'context_length', 'vocab_size'):\n"
+        "      weights.pop(name, None)\n"
+        "  save_file({k: v.float().contiguous() for k, v in weights.items()}, "
+        "'weights.safetensors')\n"
+        f"and pass '{source.model_name}/weights.safetensors'."
+    )
+
+
+def _check_name(source: Source) -> None:
+    name, pretrained = source.built_in, source.pretrained
     # Asked for other names, open_clip may look for files or on the network.
     known = name in open_clip.list_models()
     config = open_clip.get_model_config(name) if known else None
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        if pretrained is not None and "/" not in pretrained:
+            hint += f" If it is a repository of the hub, write 'hf-hub:{source}'."
         raise ValueError(
-            f"Unknown model {model_name!r}: neither a path nor a model of open_clip."
-            f"{hint} open_clip.list_models() lists them all."
+            f"Unknown model {source.model_name!r} in {str(source)!r}: neither a path "
+            f"nor a model of open_clip.{hint} open_clip.list_models() lists them all."
         )
     if pretrained is None:
+        here = f" The folder is './{source}'." if os.path.isdir(str(source)) else ""
         raise ValueError(
-            f"Model {model_name!r} needs `pretrained`: a tag "
-            f"({_tags(name)}), a checkpoint file, or the word 'random'."
+            f"Model {source.model_name!r} needs `pretrained`: a tag "
+            f"({_tags(name)}), a checkpoint file, or the word 'random'.{here}"
         )
-    if pretrained == "random" or os.path.isfile(pretrained):
-        return
     tag = open_clip.get_pretrained_cfg(name, pretrained)
+    if source.is_random or (not tag and source.checkpoint is not None):
+        return
     if not tag:
         if os.sep in pretrained or Path(pretrained).suffix:
-            raise _not_found(model_name, pretrained, "no such checkpoint file")
+            raise _not_found(str(source), pretrained, "no such checkpoint file")
         raise ValueError(
-            f"Unknown tag {pretrained!r} of model {model_name!r}; open_clip knows "
-            f"{_tags(name)}."
+            f"Unknown tag {pretrained!r} of model {source.model_name!r}; open_clip "
+            f"knows {_tags(name)}."
         )
     wanted = bool(tag.get("quick_gelu", False))
     if wanted != bool(config.get("quick_gelu", False)):
         other = f"{name}-quickgelu" if wanted else name.removesuffix("-quickgelu")
         raise ValueError(
             f"QuickGELU mismatch: the weights {pretrained!r} were trained "
-            f"{'with' if wanted else 'without'} QuickGELU, the model {model_name!r} is "
-            f"built {'without' if wanted else 'with'} it, and the embeddings would be "
-            f"wrong. Use the model {other!r}."
+            f"{'with' if wanted else 'without'} QuickGELU, the model "
+            f"{source.model_name!r} is built {'without' if wanted else 'with'} it, and "
+            f"the embeddings would be wrong. Use the model {other!r}."
         )
 
 
@@ -172,32 +273,109 @@ def _tags(name: str) -> str:
     return ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "no tag"
 
 
-def _explain(
-    error: Exception, model_name: str, pretrained: str | None, cache_dir: str | None
-) -> Exception:
+def _check_finite(source: Source, model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ValueError(
+                f"The weights of {str(source)!r} are damaged: {name} holds values that "
+                "are not finite."
+            )
+
+
+# -- texts: what needs the package transformers ---------------------------------------
+
+
+def _text_tower(source: Source, text_cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a text tower of transformers, from the folder if there."""
+    _need_transformers(source, "text tower")
+    text_cfg = {**text_cfg, "hf_model_pretrained": False}
+    if source.is_folder and Path(source.model_name, "config.json").is_file():
+        return text_cfg | {"hf_model_name": source.model_name}
+    _check_not_planted(source, text_cfg["hf_model_name"])
+    return text_cfg
+
+
+def _tokenizer(source: Source, text_cfg: dict[str, Any], is_plain: bool) -> Any:
+    arguments: dict[str, Any] = {}
+    if not is_plain:
+        _need_transformers(source, "tokenizer")
+        if not source.is_folder:
+            _check_not_planted(source, text_cfg.get("hf_tokenizer_name") or "")
+    elif source.is_folder:
+        bpe_path = (text_cfg.get("tokenizer_kwargs") or {}).get("bpe_path")
+        if bpe_path:
+            # open_clip would look for a relative path in the working directory.
+            arguments["bpe_path"] = str(Path(source.model_name) / bpe_path)
+    if is_plain:
+        with _explained(source, needs_hub=source.is_hub):
+            return _open_clip_tokenizer(source, arguments)
+    needs_hub = not source.is_folder
+    try:
+        with _offline_if_unreachable() if needs_hub else contextlib.nullcontext():
+            return _open_clip_tokenizer(source, arguments)
+    except Exception as error:
+        raise WeightsNotFound(
+            f"The tokenizer of {str(source)!r} cannot be loaded: {_line(error)}. "
+            "Images can be encoded without it, texts cannot. Where there is a network "
+            "it is downloaded at first use; without one, pass a folder that holds the "
+            "files of the tokenizer too (tokenizer.json, tokenizer_config.json)."
+        ) from error
+
+
+def _open_clip_tokenizer(source: Source, arguments: dict[str, Any]) -> Any:
+    return open_clip.get_tokenizer(
+        _for_open_clip(source), cache_dir=source.cache_dir, **arguments
+    )
+
+
+def _need_transformers(source: Source, what: str) -> None:
+    if importlib.util.find_spec("transformers") is None:
+        raise ImportError(
+            f"The {what} of {str(source)!r} needs the package transformers: "
+            "pip install 'clipad-sklearn[transformers]'"
+        )
+
+
+def _check_not_planted(source: Source, repository: str) -> None:
+    # transformers reads a folder of that name in the working directory first.
+    if repository and os.path.isdir(repository):
+        raise ValueError(
+            f"{str(source)!r} needs {repository!r} of the hub, but the working "
+            "directory holds a folder of that name, which would be read instead. Start "
+            "somewhere else, or rename the folder."
+        )
+
+
+# -- errors ----------------------------------------------------------------------------
+
+
+def _explain(error: Exception, source: Source) -> Exception:
     """Turn what open_clip, torch or safetensors raised into what the user can do."""
-    local = os.path.isdir(model_name) or os.path.isfile(pretrained or "")
-    place = pretrained if os.path.isfile(pretrained or "") else model_name
+    place = source.checkpoint or source.model_name
+    is_local = source.is_folder or source.checkpoint is not None
     reasons = " ".join(_chain(error))
-    if local and "Required pretrained weights" not in reasons:
+    if is_local and "TorchScript" in reasons:
+        return _is_a_program(source, place)
+    if is_local and "Required pretrained weights" not in reasons:
         if "size mismatch" in reasons or "Missing key" in reasons:
             return ValueError(
-                f"The checkpoint {place!r} does not fit the model {model_name!r}: "
-                f"{str(error).splitlines()[0]}"
+                f"The checkpoint {place!r} does not fit the model "
+                f"{source.model_name!r}: {_line(error)}"
             )
         return ValueError(
-            f"The checkpoint {place!r} cannot be read as {model_name!r}: it is "
+            f"The checkpoint {place!r} cannot be read as {source.model_name!r}: it is "
             "truncated, damaged, not a checkpoint, or one of another model, which "
-            f"'MODEL/{place}' names ({str(error).splitlines()[0]})."
+            f"'MODEL/{place}' names ({_line(error)})."
         )
-    wanted = model_name if pretrained is None else f"{model_name}/{pretrained}"
-    if local:
-        return _not_found(wanted, str(place), str(error).splitlines()[0])
+    if is_local:
+        return _not_found(str(source), place, _line(error))
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    folders = cache_dir or f"{HF_HUB_CACHE}, {os.path.expanduser('~/.cache/clip')}"
-    reason = str(error).splitlines()[0]
-    return _not_found(wanted, f"{folders}, the hub", reason, download=wanted)
+    folders = source.cache_dir or (
+        f"{HF_HUB_CACHE}, {os.path.expanduser('~/.cache/clip')}"
+    )
+    looked = f"{folders}, the hub"
+    return _not_found(str(source), looked, _line(error), download=str(source))
 
 
 def _not_found(
@@ -212,6 +390,11 @@ def _not_found(
         f"{CONFIG} and open_clip_model.safetensors\n"
         '  3. to try things out without any download: clip="tiny"'
     )
+
+
+def _line(error: BaseException) -> str:
+    """First line of a message, or the kind of an error that has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _chain(error: BaseException | None) -> list[str]:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from pathlib import Path
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._fork import at_fork, one_thread_in_children
+from .source import source_of
 
 if TYPE_CHECKING:
     from .loaded_model import LoadedModel
     from .settings import OpenCLIP
 
-TINY = str(Path(__file__).parents[1] / "tiny")
-
 # From this cosine to its embeddings in float32 on, a model may use a lower precision.
 LEAST_COSINE = 0.9999
 
-_models: dict[tuple[Any, ...], LoadedModel] = {}
+# By settings and input size, None for the native one.
+_models: dict[tuple[Any, Any], LoadedModel] = {}
+_native_sizes: dict[tuple[Any, ...], tuple[int, int]] = {}
 _models_lock = threading.Lock()
 
 
@@ -39,25 +39,34 @@ def load(clip: OpenCLIP) -> LoadedModel:
     from .loaded_model import LoadedModel
 
     check_settings(clip)
-    key = _key(clip)
+    size = image_size(clip)
     with _models_lock:
-        if key not in _models:
-            model_name, pretrained = _source(clip)
-            _models[key] = LoadedModel(
-                model_name,
-                pretrained,
-                device=_device(clip),
-                precision=clip.precision,
-                cache_dir=clip.cache_dir,
+        key = _key(clip)
+        if size == _native_sizes.get(key, ()):
+            size = None
+        if (key, size) not in _models:
+            model = LoadedModel(
+                source_of(clip), device=_device(clip), precision=clip.precision
             )
-        return _models[key]
+            _native_sizes[key] = model.input_size
+            if size == model.input_size:
+                size = None
+            elif size is not None:
+                model.resize_input(size)
+            _models[key, size] = model
+        return _models[key, size]
 
 
 def n_features(clip: OpenCLIP) -> int | None:
     """Return the width of an embedding, or None while the model is not loaded."""
     # An empty table spares the import of torch.
-    model = _models.get(_key(clip)) if _models else None
+    model = _loaded(clip) if _models else None
     return None if model is None else model.embedding_width
+
+
+def _loaded(clip: OpenCLIP) -> LoadedModel | None:
+    key, size = _key(clip), image_size(clip)
+    return _models.get((key, None if size == _native_sizes.get(key) else size))
 
 
 def clear_models() -> None:
@@ -91,16 +100,30 @@ def check_settings(clip: OpenCLIP) -> None:
             continue
         if not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"{name}={value!r}: expected an integer >= 1.")
+    image_size(clip)
+
+
+def image_size(clip: OpenCLIP) -> tuple[int, int] | None:
+    """Return height and width that were asked for, None for the model's own."""
+    size = clip.image_size
+    if size is None:
+        return None
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    integers = all(isinstance(v, Integral) and not isinstance(v, bool) for v in pair)
+    if len(pair) != 2 or not integers or min(pair) < 1:
+        raise ValueError(
+            f"image_size={size!r}: expected pixels of one side or (height, width)."
+        )
+    return int(pair[0]), int(pair[1])
 
 
 def _key(clip: OpenCLIP) -> tuple[Any, ...]:
     """Key of a loaded model; settings that make no difference make no other key."""
-    source = _source(clip)
-    stamps = tuple(_stamp(path) for path in source)
+    source = source_of(clip)
     device, precision = str(_device(clip)), clip.precision
     if precision == "auto" and device == "cpu":
         precision = "fp32"
-    return *source, *stamps, device, precision, clip.cache_dir
+    return source, source.stamps(), device, precision
 
 
 def _device(clip: OpenCLIP) -> str:
@@ -110,27 +133,3 @@ def _device(clip: OpenCLIP) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _source(clip: OpenCLIP) -> tuple[str, str | None]:
-    """Return where the model comes from; a folder wins over any name but tiny."""
-    name = os.fspath(clip.model_name)
-    if name == "tiny":
-        return TINY, None
-    if os.path.isdir(name) or name.startswith("hf-hub:"):
-        return name, "random" if clip.pretrained == "random" else None
-    pretrained = clip.pretrained
-    return name, None if pretrained is None else os.fspath(pretrained)
-
-
-def _stamp(path: str | None) -> tuple[Any, ...] | None:
-    """Return what changes when the file or folder at `path` is written again."""
-    if path is None or not os.path.exists(path):
-        return None
-    if os.path.isdir(path):
-        return tuple(
-            (entry.name, entry.stat().st_mtime_ns, entry.stat().st_size)
-            for entry in sorted(os.scandir(path), key=lambda entry: entry.name)
-        )
-    status = os.stat(path)
-    return status.st_mtime_ns, status.st_size

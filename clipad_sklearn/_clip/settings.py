@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from sklearn.base import BaseEstimator
 
 from .._errors import ImageReadError
 from .encoding import encode_images, encode_texts
+from .source import is_built_in, is_folder
 
 
 class OpenCLIP(BaseEstimator):
@@ -48,6 +50,12 @@ class OpenCLIP(BaseEstimator):
         ``"squash"`` resizes both sides to the model's input size, whatever the aspect
         ratio: nothing is cut off, which is how the field evaluates. ``"crop"`` resizes
         the shorter side and cuts the centre: open_clip's own preprocessing.
+    image_size : int, (int, int) or None, default=None
+        Input size of the vision tower in pixels: one side or (height, width). None is
+        the size the model was trained at. Larger shows smaller defects, at the cost
+        of time: twice the side has four times as many patches. The tower's positions
+        are interpolated, as open_clip does (``force_image_size``); towers that cannot
+        take the size are an error. Embeddings of texts do not depend on it.
     num_workers : int or None, default=None
         Number of threads that read and resize images while the model works. None is
         one per CPU core, at most 8.
@@ -94,6 +102,7 @@ class OpenCLIP(BaseEstimator):
         precision: str = "auto",
         batch_size: int = 32,
         resize: str = "squash",
+        image_size: int | tuple[int, int] | None = None,
         num_workers: int | None = None,
         cache_dir: str | None = None,
         embedding_cache: str | os.PathLike[str] | None = "memory",
@@ -104,9 +113,14 @@ class OpenCLIP(BaseEstimator):
         self.precision = precision
         self.batch_size = batch_size
         self.resize = resize
+        self.image_size = image_size
         self.num_workers = num_workers
         self.cache_dir = cache_dir
         self.embedding_cache = embedding_cache
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Settings saved by 0.1.0 have no image size.
+        super().__setstate__({"image_size": None, **state})
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Encode texts.
@@ -181,12 +195,27 @@ def check_clip(clip: OpenCLIP | str | os.PathLike[str] | None) -> OpenCLIP:
             "'tiny', or None."
         )
     text = os.fspath(clip)
-    if os.path.isdir(text) or text == "tiny" or text.startswith("hf-hub:"):
+    path = os.path.expanduser(text)
+    if text == "tiny" or text.startswith("hf-hub:"):
         return OpenCLIP(text, None)
-    if os.path.isfile(text):
-        return OpenCLIP(pretrained=text)
     model_name, slash, pretrained = text.partition("/")
+    if is_folder(path) or os.path.isfile(path):
+        if slash and is_built_in(model_name):
+            warnings.warn(
+                f"clip={text!r} is read as the path of that name in the working "
+                f"directory, not as a model of open_clip. Write './{text}' to say so.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return OpenCLIP(text, None) if is_folder(path) else OpenCLIP(pretrained=text)
+    if not model_name or model_name[0] in ".~":
+        raise ValueError(f"clip={text!r}: no such file or folder.")
     if not slash:
+        if is_built_in(text):
+            raise ValueError(
+                f"clip={text!r}: expected '{text}/TAG' with a tag of open_clip, "
+                f"'{text}/random', or './{text}' for the folder of that name."
+            )
         raise ValueError(
             f"clip={text!r}: no such path, and not of the form 'model/pretrained', "
             "such as 'ViT-B-32/laion2b_s34b_b79k'. 'model/random' gives random weights."

@@ -29,8 +29,9 @@ from clipad_sklearn import (
     clear_models,
 )
 from clipad_sklearn._clip.loaded_model import LoadedModel
-from clipad_sklearn._clip.models import TINY, load
+from clipad_sklearn._clip.models import load
 from clipad_sklearn._clip.settings import check_clip
+from clipad_sklearn._clip.source import TINY
 
 TEXTS = [
     "a",

@@ -1,0 +1,119 @@
+"""Where a CLIP comes from: what `model_name` and `pretrained` stand for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .settings import OpenCLIP
+
+TINY = str(Path(__file__).parents[1] / "tiny")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, its weights and the folder for downloads, as they were asked for."""
+
+    model_name: str
+    pretrained: str | None
+    cache_dir: str | None
+
+    def __str__(self) -> str:
+        is_whole = self.pretrained is None or self.is_hub or self.is_folder
+        return self.model_name if is_whole else f"{self.model_name}/{self.pretrained}"
+
+    @property
+    def built_in(self) -> str:
+        """The model name as open_clip spells it."""
+        return self.model_name.replace("/", "-")
+
+    @property
+    def is_random(self) -> bool:
+        """Whether random weights were asked for."""
+        return self.pretrained == "random"
+
+    @property
+    def is_hub(self) -> bool:
+        """Whether it is a repository of the hub."""
+        return self.model_name.startswith("hf-hub:")
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder on this machine."""
+        return not self.is_hub and is_folder(self.model_name)
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The checkpoint file, if one is named. A tag of that name wins."""
+        name = self.pretrained
+        if name is None or self.is_random or self.is_hub or not os.path.isfile(name):
+            return None
+        import open_clip
+
+        is_tag = bool(open_clip.get_pretrained_cfg(self.built_in, name))
+        return None if is_tag or self.is_folder else name
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing has to be downloaded for the weights."""
+        return self.is_folder or self.is_random or self.checkpoint is not None
+
+    def stamps(self) -> tuple[Any, ...]:
+        """Return what changes when the folder or checkpoint is written again."""
+        return tuple(_stamp(path) for path in (self.model_name, self.pretrained))
+
+
+def source_of(clip: OpenCLIP) -> Source:
+    """Return where the model of these settings comes from."""
+    name, pretrained = os.fspath(clip.model_name), clip.pretrained
+    cache_dir = clip.cache_dir
+    if cache_dir is not None:
+        cache_dir = os.path.expanduser(os.fspath(cache_dir))
+    if name == "tiny":
+        return Source(TINY, None, cache_dir)
+    name = os.path.expanduser(name)
+    if pretrained is not None:
+        pretrained = os.path.expanduser(os.fspath(pretrained))
+    if pretrained != "random" and (name.startswith("hf-hub:") or is_folder(name)):
+        pretrained = None
+    return Source(name, pretrained, cache_dir)
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name stands for a folder: names of open_clip's models never do.
+
+    Whoever means a folder "ViT-B-32" writes "./ViT-B-32". Otherwise whoever wrote
+    the photos' folder could also put a model there that is used instead.
+    """
+    return os.path.isdir(name) and not is_built_in(name)
+
+
+def is_built_in(name: str) -> bool:
+    """Whether open_clip has a model of that name."""
+    import open_clip
+
+    return name.replace("/", "-") in open_clip.list_models()
+
+
+def _stamp(path: str | None) -> tuple[Any, ...] | None:
+    if path is None or not os.path.exists(path):
+        return None
+    if os.path.isdir(path):
+        with os.scandir(path) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+        return os.path.abspath(path), *(
+            (entry.name, *_state(entry)) for entry in listed
+        )
+    status = os.stat(path)
+    return os.path.abspath(path), status.st_mtime_ns, status.st_size
+
+
+def _state(entry: os.DirEntry[str]) -> tuple[int, ...]:
+    try:
+        status = entry.stat()
+    except OSError:  # a link to nowhere, which is no weights
+        return ()
+    return status.st_mtime_ns, status.st_size
