@@ -54,5 +54,5 @@ class WeightsNotFound(OSError):  # noqa: N818
     ...     OpenCLIP("ViT-B-32", "missing.safetensors").encode_text(["a photo"])
     ... except WeightsNotFound as error:
     ...     print(error)
-    The weights of 'ViT-B-32' were not found. Looked in: missing.safetensors ...
+    The weights of 'ViT-B-32/missing.safetensors' were not found. Looked in: ...
     """

@@ -18,9 +18,9 @@ import torch
 from torch.nn import functional
 
 from .image_size import set_image_size, unfit_size
-from .loading import CONFIG, create
+from .loading import create
 from .models import LEAST_COSINE
-from .source import Source
+from .source import CONFIG, Source
 from .text_tower import group_by_prefix, text_tower
 
 logger = logging.getLogger(__name__)

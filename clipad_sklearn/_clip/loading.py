@@ -22,11 +22,10 @@ import open_clip
 import torch
 
 from .._errors import WeightsNotFound
-from .source import Source
+from .source import CONFIG, Source
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "open_clip_config.json"
 _TOWERS = ("vision_cfg", "text_cfg")
 
 
@@ -59,7 +58,7 @@ def create(source: Source) -> tuple[Any, Callable[[], Any], bool]:
     )
 
     def make_tokenizer() -> Any:
-        return _tokenizer(source, text_cfg, is_plain)
+        return tokenizer(source, text_cfg, is_plain)
 
     return model, make_tokenizer, is_plain
 
@@ -295,7 +294,7 @@ def _text_tower(source: Source, text_cfg: dict[str, Any]) -> dict[str, Any]:
     return text_cfg
 
 
-def _tokenizer(source: Source, text_cfg: dict[str, Any], is_plain: bool) -> Any:
+def tokenizer(source: Source, text_cfg: dict[str, Any], is_plain: bool) -> Any:
     arguments: dict[str, Any] = {}
     if not is_plain:
         _need_transformers(source, "tokenizer")

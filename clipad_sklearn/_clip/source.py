@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .settings import OpenCLIP
 
+CONFIG = "open_clip_config.json"
 TINY = str(Path(__file__).parents[1] / "tiny")
 
 
@@ -62,8 +63,10 @@ class Source:
         return self.is_folder or self.is_random or self.checkpoint is not None
 
     def stamps(self) -> tuple[Any, ...]:
-        """Return what changes when the folder or checkpoint is written again."""
-        return tuple(_stamp(path) for path in (self.model_name, self.pretrained))
+        """Return what changes when the folder, checkpoint or config is replaced."""
+        config = os.path.join(os.path.dirname(self.pretrained or ""), CONFIG)
+        paths = (self.model_name, self.pretrained, config if self.pretrained else None)
+        return tuple(_stamp(path) for path in paths)
 
 
 def source_of(clip: OpenCLIP) -> Source:

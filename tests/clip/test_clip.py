@@ -269,8 +269,10 @@ class TestLoading:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "ViT-B-32").mkdir()
         (tmp_path / "ViT-B-32" / "openai").symlink_to(checkpoint_folder / "clip")
-        assert check_clip("ViT-B-32/openai").model_name == "ViT-B-32/openai"
-        assert check_clip("ViT-B-32/openai").encode_text(["a"]).shape == (1, 512)
+        with pytest.warns(UserWarning, match=r"Write '\./ViT-B-32/openai'"):
+            clip = check_clip("ViT-B-32/openai")
+        assert clip.model_name == "ViT-B-32/openai"
+        assert clip.encode_text(["a"]).shape == (1, 512)
 
     def test_precision(self, photos: list[np.ndarray]) -> None:
         exact = OpenCLIP("tiny", device="cpu").encode_image(photos)
@@ -360,6 +362,9 @@ class TestErrors:
         ("clip", "kind", "message"),
         [
             (OpenCLIP("ViT-B-23"), ValueError, "Did you mean 'ViT-B-32'"),
+            (OpenCLIP("acme", "clip"), ValueError, "write 'hf-hub:acme/clip'"),
+            (OpenCLIP("a", "b/c.pt"), ValueError, "in 'a/b/c.pt': neither a path"),
+            (OpenCLIP("ViT-B-32", "no/a.pt"), WeightsNotFound, "'ViT-B-32/no/a.pt'"),
             (OpenCLIP("ViT-B-32", "opnai"), ValueError, "open_clip knows openai"),
             (OpenCLIP("ViT-B-32", None), ValueError, "needs `pretrained`"),
             (OpenCLIP("ViT-B-32", "openai"), ValueError, "'ViT-B-32-quickgelu'"),
@@ -381,6 +386,10 @@ class TestErrors:
         ("clip", "kind", "message"),
         [
             ("nothing", ValueError, "not of the form 'model/pretrained'"),
+            ("/no/such/folder", ValueError, "'/no/such/folder': no such file"),
+            ("~/clips/vit", ValueError, "'~/clips/vit': no such file"),
+            ("./clips", ValueError, "'./clips': no such file"),
+            ("ViT-B-32", ValueError, "'ViT-B-32/TAG'"),
             (3, TypeError, "expected an OpenCLIP"),
         ],
     )
