@@ -22,7 +22,7 @@ def as_usage_error() -> Iterator[None]:
     """Show the library's own errors about settings, files and weights as such."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         if isinstance(error, BrokenPipeError):
             raise
         raise UsageError(str(error)) from error

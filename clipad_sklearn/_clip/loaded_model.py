@@ -69,13 +69,6 @@ class LoadedModel:
         self._check_vocabulary(tokenizer)
         return tokenizer
 
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width of the pixels."""
-        size = self.preprocess_cfg["size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        return int(height), int(width)
-
     def resize_input(self, size: tuple[int, int]) -> None:
         """Let the vision tower take pixels of another height and width."""
         _ = self.identity  # of the weights as they are in the checkpoint
