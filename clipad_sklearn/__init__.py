@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ._clip.image_encoder import CLIPImageEncoder
     from ._clip.models import clear_models
     from ._clip.settings import OpenCLIP
+    from ._detectors.calibrated_threshold import CalibratedThresholdDetector
     from ._detectors.calibration import calibrate_threshold
     from ._detectors.damage_direction import DamageDirectionDetector
     from ._detectors.feed_forward import FeedForwardClassifier
@@ -35,6 +36,7 @@ from ._version import __version__ as __version__
 
 # Public name -> module. Importing the package costs none of them.
 _MODULES = {
+    "CalibratedThresholdDetector": "_detectors.calibrated_threshold",
     "CLIPImageEncoder": "_clip.image_encoder",
     "DamageDirectionDetector": "_detectors.damage_direction",
     "FeedForwardClassifier": "_detectors.feed_forward",
@@ -60,6 +62,7 @@ _SUBMODULES = ("datasets", "metrics", "model_selection", "plotting")
 
 __all__ = [
     "CLIPImageEncoder",
+    "CalibratedThresholdDetector",
     "DamageDirectionDetector",
     "FeedForwardClassifier",
     "FusionDetector",

@@ -23,6 +23,7 @@ from sklearn.utils.estimator_checks import (
 from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from clipad_sklearn import (
+    CalibratedThresholdDetector,
     CLIPImageEncoder,
     DamageDirectionDetector,
     FeedForwardClassifier,
@@ -80,6 +81,14 @@ class LabelledDamageDirectionDetector(DamageDirectionDetector):
         return tags
 
 
+class UnlabelledCalibratedThresholdDetector(CalibratedThresholdDetector):
+    """scikit-learn's checks give labels of any number; `fit` takes them for what
+    they are, which is tested in tests/detectors/test_calibrated_threshold.py."""
+
+    def fit(self, X: Any, y: Any = None, class_name: Any = None) -> Any:
+        return super().fit(X, None, class_name)
+
+
 def _embedding_detectors() -> list[Any]:
     words = AnyWidthRandomWordDetector(
         n_pairs=40,
@@ -94,6 +103,9 @@ def _embedding_detectors() -> list[Any]:
         ),
         prompts,
         FusionDetector([("words", clone(words)), ("prompts", clone(prompts))]),
+        UnlabelledCalibratedThresholdDetector(
+            clone(prompts), max_false_alarm=0.5, random_state=0
+        ),
     ]
 
 
@@ -110,6 +122,7 @@ EXPECTED_FAILURES: dict[str, dict[str, str]] = {
     | {
         "check_fit2d_1sample": "one sample has one label; the error names it",
     },
+    "UnlabelledCalibratedThresholdDetector": _THREE_CLASSES,
 }
 
 

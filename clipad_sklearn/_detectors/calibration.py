@@ -92,6 +92,7 @@ def calibrate_threshold(
 
     See Also
     --------
+    clipad_sklearn.CalibratedThresholdDetector : Sets the threshold within `fit`.
     clipad_sklearn.metrics.error_bounds : Error rates on labelled images.
     clipad_sklearn.metrics.p_values : How odd an image is among good ones.
     clipad_sklearn.metrics.shift_test : Whether the promise can still hold.
@@ -167,7 +168,7 @@ def calibrate_threshold(
         raise ValueError("X is None, but a threshold is set from images: pass some.")
 
     scores = _score_samples(detector, X, class_name)
-    is_anomalous = _check_y(y, len(scores))
+    is_anomalous = check_labels(y, len(scores))
     good = np.sort(scores[~is_anomalous])
     if strategy == "max_false_alarm":
         _check_references(detector, X, is_anomalous, confidence)
@@ -212,7 +213,7 @@ def _score_samples(detector: Any, X: Any, class_name: Any) -> np.ndarray:
     return scores
 
 
-def _check_y(y: ArrayLike | None, n_samples: int) -> np.ndarray:
+def check_labels(y: ArrayLike | None, n_samples: int) -> np.ndarray:
     """Return which samples are anomalous."""
     if y is None:
         return np.zeros(n_samples, dtype=bool)
@@ -279,10 +280,10 @@ def _promised(
             needs = "cannot be promised by any number of good images"
         else:
             n_needed = n_scores_needed(max_false_alarm, confidence)
-            needs = f"{kept} needs {n_needed} good images"
+            needs = f"{kept} needs {n_needed} good images to calibrate with"
         message = (
-            f"max_false_alarm={max_false_alarm} {needs}. X has {len(good)}, which can "
-            f"promise {least:.2%} {kept} at best."
+            f"max_false_alarm={max_false_alarm} {needs}. There are {len(good)}, "
+            f"which can promise {least:.2%} {kept} at best."
         )
         if confidence is not None:
             raise ValueError(message)

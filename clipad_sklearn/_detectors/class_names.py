@@ -31,11 +31,12 @@ def names_of_images(class_name: Any, n_images: int | None) -> list[str]:
     return [str(name) for name in names]
 
 
-def fit_named(detector: Any, X: Any, class_name: Any) -> Any:
+def fit_named(detector: Any, X: Any, class_name: Any, y: Any = None) -> Any:
     """Fit a detector, or what ends in one, with names if it takes them."""
     # A FrozenEstimator, which is fitted already, asks for y.
-    y = (None,) if isinstance(detector, FrozenEstimator) else ()
-    return detector.fit(X, *y, **_fit_keywords(detector, class_name))
+    with_y = y is not None or isinstance(detector, FrozenEstimator)
+    labels = (y,) if with_y else ()
+    return detector.fit(X, *labels, **_fit_keywords(detector, class_name))
 
 
 def score_named(detector: Any, X: Any, class_name: Any) -> np.ndarray:

@@ -139,15 +139,22 @@ def test_the_default_strategy_depends_on_the_labels():
             18,
             None,
             0.05,
-            "max_false_alarm=0.05 on average needs 19 good images. X has 18, which "
-            "can promise 5.27% on average at best. The threshold is the lowest of",
+            "max_false_alarm=0.05 on average needs 19 good images to calibrate with. "
+            "There are 18, which can promise 5.27% on average at best. The threshold "
+            "is the lowest of",
         ),
-        (40, None, 0.02, "needs 49 good images. X has 40, which can promise 2.44%"),
+        (
+            40,
+            None,
+            0.02,
+            "needs 49 good images to calibrate with. There are 40, which can promise "
+            "2.44%",
+        ),
         (
             5,
             [1, 1, 1, 1, -1],
             0.1,
-            "needs 9 good images. X has 4, which can promise 20",
+            "needs 9 good images to calibrate with. There are 4, which can promise 20.",
         ),
         (3, None, 0, "max_false_alarm=0 cannot be promised by any number of good imag"),
     ],
@@ -167,10 +174,16 @@ def test_too_few_for_the_average_warn(n, y, max_false_alarm, message):
         (
             40,
             0.02,
-            "max_false_alarm=0.02 with confidence=0.95 needs 149 good images. X has "
-            "40, which can promise 7.22% with confidence=0.95 at best.",
+            "max_false_alarm=0.02 with confidence=0.95 needs 149 good images to "
+            "calibrate with. There are 40, which can promise 7.22% with "
+            "confidence=0.95 at best.",
         ),
-        (28, 0.1, "needs 29 good images. X has 28, which can promise 10.15%"),
+        (
+            28,
+            0.1,
+            "needs 29 good images to calibrate with. There are 28, which can promise "
+            "10.15%",
+        ),
         (28, 0, "max_false_alarm=0 cannot be promised by any number of good images."),
     ],
 )

@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from clipad_sklearn import (
+    CalibratedThresholdDetector,
     CLIPImageEncoder,
     DamageDirectionDetector,
     FeedForwardClassifier,
@@ -114,6 +115,9 @@ def _estimators() -> dict[str, Any]:
             [("a", prompts), ("b", "drop")], method="standardized"
         ),
         "damage": DamageDirectionDetector(),
+        "calibrated": CalibratedThresholdDetector(
+            PromptDetector("tiny"), max_false_alarm=0.5, calibration_size=1.0
+        ),
         "winclip": WinCLIPDetector("tiny", scorer=words, pixel_contamination=0.1),
         "sdp": SDPDetector("tiny", contamination=0.5),
         "sdp+": SDPPlusDetector("tiny", n_epochs=1, random_state=0),
@@ -128,8 +132,8 @@ def test_skops_needs_to_trust_our_types_only(name: str) -> None:
     estimator = _estimators()[name]
     X: Any = PHOTOS
     y: Any = None
-    on_embeddings = ("prompts", "fusion", "standardized", "damage", "network")
-    if name in on_embeddings or name.startswith("words"):
+    on_embeddings = ["prompts", "fusion", "standardized", "damage", "network"]
+    if name in (*on_embeddings, "calibrated") or name.startswith("words"):
         X = CLIPImageEncoder("tiny").fit_transform(PHOTOS)
         y = [0, 1, 1] if name in ("network", "damage") else None
     if name == "sdp+":
