@@ -141,9 +141,7 @@ def measure(root: Path, clip: str, n_draws: int, seed: int) -> None:
     folders = sorted(path.parents[1] for path in root.rglob("train/good"))
     for folder in folders:
         images = [*list_images(folder / "train"), *list_images(folder / "test")]
-        y = np.array(
-            [1 if Path(image).parent.name == "good" else -1 for image in images]
-        )
+        is_good = np.array([Path(image).parent.name == "good" for image in images])
         for method, detector in detectors.items():
             pipeline = make_pipeline(CLIPImageEncoder(clip), detector).fit(None)
             scores = pipeline.score_samples(images)

@@ -248,7 +248,7 @@ class_name : str, array-like of str of shape (n_samples,) or None, default=None
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-def _with_class_name(method: _Method) -> _Method:
+def with_class_name(method: _Method) -> _Method:
     """Document a method as that of `BaseDetector`, with one more parameter."""
     documented = getattr(BaseDetector, method.__name__).__doc__
     parameters, returns, rest = inspect.cleandoc(documented).partition("\n\nReturns")
@@ -263,28 +263,28 @@ class ClassNameDetector(BaseDetector):
         """Fit the detector."""
         raise NotImplementedError
 
-    @_with_class_name
+    @with_class_name
     def score_samples(self, X: Any, class_name: Any = None) -> np.ndarray:
         return self._checked_margins(X, class_name=class_name)
 
-    @_with_class_name
+    @with_class_name
     def decision_function(self, X: Any, class_name: Any = None) -> np.ndarray:
         return self._checked_margins(X, class_name=class_name) - self.offset_
 
-    @_with_class_name
+    @with_class_name
     def predict(self, X: Any, class_name: Any = None) -> np.ndarray:
         decision = self._checked_margins(X, class_name=class_name) - self.offset_
         return self._verdicts(decision)
 
-    @_with_class_name
+    @with_class_name
     def predict_proba(self, X: Any, class_name: Any = None) -> np.ndarray:
         return self._probabilities(self._checked_margins(X, class_name=class_name))
 
-    @_with_class_name
+    @with_class_name
     def p_values(self, X: Any, class_name: Any = None) -> np.ndarray:
         return self._p_values(self._checked_margins(X, class_name=class_name))
 
-    @_with_class_name
+    @with_class_name
     def score(
         self,
         X: Any,
@@ -295,7 +295,7 @@ class ClassNameDetector(BaseDetector):
         margins = self._checked_margins(X, class_name=class_name)
         return _auroc(y, margins, sample_weight)
 
-    @_with_class_name
+    @with_class_name
     def fit_predict(self, X: Any, y: Any = None, class_name: Any = None) -> np.ndarray:
         if isinstance(X, Iterator):
             X = list(X)  # it is gone through twice
@@ -308,7 +308,9 @@ class ClassNameDetector(BaseDetector):
 
 def is_uncalibrated(detector: BaseDetector) -> bool:
     """Return whether the threshold was never set from data."""
-    return detector.contamination == "auto" and detector.offset_ == 0
+    # A detector that always sets it in `fit` has no such parameter.
+    contamination = getattr(detector, "contamination", None)
+    return contamination == "auto" and detector.offset_ == 0
 
 
 def warn_if_one_sided(

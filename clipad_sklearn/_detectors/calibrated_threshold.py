@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from numbers import Real
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.model_selection import train_test_split
 from sklearn.utils import Tags, _safe_indexing, get_tags, indexable
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _num_samples
 
 from .._images import check_images
-from .._validation import all_or_nothing
-from .base import ClassNameDetector
+from .._validation import all_or_nothing, check_value
+from .base import ClassNameDetector, with_class_name
 from .calibration import are_references, calibrate_threshold, check_labels
 from .class_names import fit_named, last_step, names_of_images, score_named
 
@@ -100,6 +102,12 @@ class CalibratedThresholdDetector(ClassNameDetector):
     20
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "max_false_alarm": [Interval(Real, 0, 1, closed="left")],
+        "confidence": [None, Interval(Real, 0, 1, closed="neither")],
+        "calibration_size": [Interval(Real, 0, 1, closed="right")],
+    }
+
     def __init__(
         self,
         detector: Any,
@@ -117,7 +125,7 @@ class CalibratedThresholdDetector(ClassNameDetector):
 
     @all_or_nothing
     def fit(
-        self, X: Any, y: Any = None, class_name: Any = None
+        self, X: Any = None, y: Any = None, class_name: Any = None
     ) -> CalibratedThresholdDetector:
         """Fit the detector, and set the threshold from images held out.
 
@@ -136,10 +144,8 @@ class CalibratedThresholdDetector(ClassNameDetector):
         CalibratedThresholdDetector
             The fitted detector.
         """
-        size = self.calibration_size
-        number = isinstance(size, (int, float)) and not isinstance(size, bool)
-        if not number or not 0 < size <= 1:
-            raise ValueError(f"calibration_size={size!r}: expected a number in (0, 1].")
+        for name, constraints in self._parameter_constraints.items():
+            check_value(name, getattr(self, name), constraints)
         if X is None:
             raise ValueError(
                 "X is None, but a threshold is set from images: pass some."
@@ -155,12 +161,12 @@ class CalibratedThresholdDetector(ClassNameDetector):
             return values if whole else _safe_indexing(values, indices)
 
         good = np.flatnonzero(~check_labels(y, n_samples))
-        if size == 1:
+        if self.calibration_size == 1:
             self.detector_ = fit_named(clone(self.detector), None, None)
             held_out = good
         else:
             taught, held_out = train_test_split(
-                good, test_size=size, random_state=self.random_state
+                good, test_size=self.calibration_size, random_state=self.random_state
             )
             y_taught = None
             if tags.target_tags.required:
@@ -188,29 +194,9 @@ class CalibratedThresholdDetector(ClassNameDetector):
     def _margins(self, X: Any, class_name: Any = None) -> np.ndarray:
         return score_named(self.detector_, X, class_name)
 
-    @property
-    def _is_uncalibrated(self) -> bool:
-        return False
-
     @available_if(_has_probabilities)
+    @with_class_name
     def predict_proba(self, X: Any, class_name: Any = None) -> np.ndarray:
-        """Return the probabilities of anomaly and normality.
-
-        There is this method if the detector has it.
-
-        Parameters
-        ----------
-        X : {array-like, sequence of images}
-            The samples, of the kind that `fit` takes.
-        class_name : str, array-like of str of shape (n_samples,) or None, default=None
-            What the images show. None is what `fit` was given.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, 2), dtype float64
-            Columns in the order of `classes_`: anomalous, normal. The logistic
-            function of the margin, which does not move with `offset_`.
-        """
         return super().predict_proba(X, class_name=class_name)
 
     def is_reference(self, X: Any) -> np.ndarray:
