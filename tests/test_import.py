@@ -15,7 +15,8 @@ for name in (*clipad_sklearn.__all__, "datasets", "metrics", "model_selection"):
     if not (isinstance(value, type) and issubclass(value, BaseEstimator)):
         continue
     words = clipad_sklearn.RandomWordDetector()
-    required = {"FusionDetector": ([("words", words)],), "TiledDetector": (words,)}
+    required = {"FusionDetector": ([("words", words)],)}
+    required |= dict.fromkeys(("CalibratedThresholdDetector", "TiledDetector"), (words,))
     estimator = value(*required.get(name, ()))
     for one in (estimator, clone(estimator)):
         repr(one)
