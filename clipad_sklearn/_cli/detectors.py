@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sklearn.base import BaseEstimator
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 
 from .._clip.image_encoder import CLIPImageEncoder
 from .._clip.settings import OpenCLIP, check_clip
@@ -38,12 +38,24 @@ class Fitted:
     @property
     def has_maps(self) -> bool:
         """Whether it says where, without more ado."""
-        return hasattr(self.detector, "iter_anomaly_maps")
+        return self._own_map_detector() is not None
+
+    def _own_map_detector(self) -> Any:
+        """Return the detector, or else the member of a fusion, that makes maps."""
+        members = getattr(self.detector, "named_detectors_", {}).values()
+        for detector in (self.detector, *members):
+            if hasattr(detector, "iter_anomaly_maps"):
+                return detector
+        return None
 
     def map_detector(self) -> Any:
-        """Return what makes maps: the detector, or windows that it scores."""
-        if self.has_maps:
-            return self.detector
+        """Return what makes maps, or windows that the detector scores."""
+        own = self._own_map_detector()
+        if own is not None:
+            return own
+        if not isinstance(self.detector, Pipeline):
+            name = type(self.detector).__name__
+            raise UsageError(f"{name} makes no anomaly maps: leave out --maps")
         from .._detectors.winclip import WinCLIPDetector
 
         # The detector that scored the photos scores their windows: no second fit.

@@ -36,6 +36,7 @@ def write_report(
     settings: Any,
     versions: Any,
     anomaly_maps: Iterable[np.ndarray] | None = None,
+    map_threshold: float = 0.5,
     title: str | None = None,
     folder: str = "",
     sentences: Sequence[str] = (),
@@ -45,7 +46,8 @@ def write_report(
     """Write the page, in one go.
 
     `rows` are those of `make_rows`. `anomaly_maps` has one map of `MAP_SIDE` pixels
-    square for each row without an error, in their order. `sentences` say where the
+    square for each row without an error, in their order, and `map_threshold` is where
+    a pixel counts as anomalous. `sentences` say where the
     threshold comes from. `truths` says of paths what the photos really show.
     """
     side = next(side for most, side in _SIDES if len(rows) <= most)
@@ -90,6 +92,8 @@ def write_report(
         "versions": versions,
         "map_side": MAP_SIDE if maps else 0,
         "map_range": scale,
+        "map_threshold": map_threshold,
+        "map_level": (map_threshold - scale[0]) / (scale[1] - scale[0]),
         "title": title,
         "folder": folder,
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),

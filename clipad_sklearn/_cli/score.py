@@ -195,13 +195,14 @@ def _write_report(
     from .report import MAP_SIDE, write_report
 
     assert settings.report is not None
-    maps = None
+    maps, map_threshold = None, 0.5
     readable = [row["path"] for row in rows if row["rank"] is not None]
     if readable and (settings.heat_maps or fitted.has_maps):
         stage(f"heat maps of {counted(len(readable), 'photo')}" + _slow(fitted))
         mapper = fitted.map_detector()
         with as_usage_error():
             maps = list(mapper.iter_anomaly_maps(readable, size=(MAP_SIDE, MAP_SIDE)))
+        map_threshold = mapper.pixel_offset_
     write_report(
         settings.report,
         rows,
@@ -210,6 +211,7 @@ def _write_report(
         settings=about,
         versions=versions(),
         anomaly_maps=maps,
+        map_threshold=map_threshold,
         title=settings.title,
         folder=", ".join(settings.paths),
         sentences=threshold.sentences,

@@ -11,6 +11,7 @@ from PIL import Image
 
 from clipad_sklearn import SDPDetector, SDPPlusDetector, WinCLIPDetector
 from clipad_sklearn._cli.main import main
+from clipad_sklearn._cli.maps import write_maps
 from clipad_sklearn.datasets import make_defect_images
 
 
@@ -35,6 +36,8 @@ def test_maps_and_overlays(method: str, tree: Path, tmp_path: Path) -> None:
     expected = detector.anomaly_maps(paths)
     for path, wanted in zip(paths, expected, strict=True):
         target = maps / path.relative_to(tree)
+        if path.stem == "b":  # no other image has this name
+            target = target.with_suffix("")
         with Image.open(f"{target}.map.png") as image:
             assert image.mode == "I;16"
             written = np.asarray(image) / 65535
@@ -42,7 +45,10 @@ def test_maps_and_overlays(method: str, tree: Path, tmp_path: Path) -> None:
         with Image.open(f"{target}.overlay.png") as image:
             assert image.size == wanted.shape[::-1]
             assert image.mode == "RGB"
-    assert len([path for path in maps.rglob("*") if path.is_file()]) == 6
+    names = {"legend.png", "a.png.map.png", "a.jpg.overlay.png", "deep/b.overlay.png"}
+    written = {path.relative_to(maps).as_posix() for path in maps.rglob("*.*")}
+    assert names <= written
+    assert len(written) == 7
     report = json.loads(out.read_text())
     assert report["settings"]["method"] == method
     margins = {row["path"]: row["margin"] for row in report["scores"]}
@@ -60,7 +66,7 @@ def test_npy_sdp_plus_and_unreadable_images(tree: Path, tmp_path: Path) -> None:
     options += ["--maps", str(maps), "--map-format", "npy"]
     assert main(["score", str(tree), "--clip", "tiny", *options]) == 1
     expected = detector.anomaly_maps([tree / "deep" / "b.png"])[0]
-    written = np.load(maps / "deep" / "b.png.map.npy")
+    written = np.load(maps / "deep" / "b.map.npy")
     assert written.dtype == np.float32
     np.testing.assert_allclose(written, expected, atol=1e-5)
     assert not list(maps.glob("broken*"))
@@ -71,7 +77,63 @@ def test_windows_scored_by_random_words(tree: Path, tmp_path: Path) -> None:
     options = ["--method", "winclip", "--scorer", "random-word", "--maps", str(maps)]
     arguments = ["score", str(tree / "a.jpg"), "--clip", "tiny", *options]
     assert main(arguments) == 0
-    assert (maps / "a.jpg.overlay.png").is_file()
+    assert (maps / "a.overlay.png").is_file()
+
+
+def test_overlay_shows_the_photo_and_a_line(tmp_path: Path) -> None:
+    """The photo where nothing is odd, colour where much is, a line around the mask."""
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (60, 40), (100, 120, 140)).save(photo)
+
+    class Half:
+        pixel_offset_ = 0.5
+
+        def iter_anomaly_maps(self, paths: list[str]) -> list[np.ndarray]:
+            anomaly_map = np.zeros((40, 60), dtype=np.float32)
+            anomaly_map[:, 30:] = 1
+            return [anomaly_map for _ in paths]
+
+    write_maps(Half(), [str(photo)], str(tmp_path / "maps"), "png")
+    with Image.open(tmp_path / "maps" / "photo.overlay.png") as image:
+        pixels = np.asarray(image).astype(int)
+    assert (pixels[:, :30] == (100, 120, 140)).all()
+    assert (pixels[:, 30] == (0, 229, 255)).all()
+    assert np.abs(pixels[:, 31:] - (214, 221, 158)).max() <= 1
+    assert (tmp_path / "maps" / "legend.png").is_file()
+
+
+def test_maps_of_a_saved_detector_and_of_words(tree: Path, tmp_path: Path) -> None:
+    saved = str(tmp_path / "sdp.joblib")
+    options = ["--clip", "tiny", "--method", "sdp", "--contamination", "0.4"]
+    first = ["--maps", str(tmp_path / "first"), "--save", saved]
+    assert main(["score", str(tree), *options, *first]) == 0
+    second = ["--maps", str(tmp_path / "second"), "--load", saved]
+    out = tmp_path / "scores.json"
+    assert main(["score", str(tree), *second, "--out", str(out)]) == 0
+    verdicts = [row["verdict"] for row in json.loads(out.read_text())["scores"]]
+    assert verdicts == ["anomalous", "normal", "normal"]  # the threshold came along
+    names = {
+        path.relative_to(tmp_path / "first")
+        for path in (tmp_path / "first").rglob("*.png")
+    }
+    for name in names:
+        same = (tmp_path / "second" / name).read_bytes()
+        assert same == (tmp_path / "first" / name).read_bytes()
+    assert len(names) == 7
+    # A method that does not say where scores windows.
+    options = [
+        "--clip",
+        "tiny",
+        "--method",
+        "prompt",
+        "--maps",
+        str(tmp_path / "third"),
+    ]
+    assert main(["score", str(tree / "a.jpg"), *options]) == 0
+    with Image.open(tmp_path / "third" / "a.map.png") as image:
+        written = np.asarray(image) / 65535
+    expected = WinCLIPDetector("tiny").fit().anomaly_maps([tree / "a.jpg"])[0]
+    np.testing.assert_allclose(written, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

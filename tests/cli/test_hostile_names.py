@@ -95,8 +95,9 @@ def test_maps_of_the_command(photos: Path, tmp_path: Path) -> None:
     assert main(["score", "photos", *options, "--out", "scores.csv"]) == 1
     written = {*os.listdir(tmp_path / "maps")}
     for name in NAMES[:-1]:
-        assert {f"{name}.map.png", f"{name}.overlay.png"} <= written
-    assert len(written) == 2 * len(NAMES[:-1])
+        stem = os.path.splitext(name)[0]
+        assert {f"{stem}.map.png", f"{stem}.overlay.png"} <= written
+    assert len(written) == 2 * len(NAMES[:-1]) + 1  # and the legend
 
 
 def test_name_without_room_for_the_ending_of_a_map(

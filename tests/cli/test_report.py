@@ -31,7 +31,7 @@ EVIL = (
 )
 
 
-def write_page(folder: Path, n: int, **options: Any) -> list[dict[str, Any]]:
+def write_page(folder: Path, n: int, /, **options: Any) -> list[dict[str, Any]]:
     """Write a page of n photos with made-up margins, the last one unreadable."""
     photos = folder / "photos"
     photos.mkdir(parents=True)
@@ -176,7 +176,8 @@ def exported(browser: Any) -> list[dict[str, str]]:
     browser.find_element("id", "export").click()
     for _ in range(200):
         if target.exists():
-            with open(target, encoding="utf-8", newline="") as file:
+            assert target.read_bytes().startswith(b"\xef\xbb\xbf")  # for spreadsheets
+            with open(target, encoding="utf-8-sig", newline="") as file:
                 return list(csv.DictReader(file))
         time.sleep(0.05)
     raise AssertionError("nothing was saved")
@@ -184,6 +185,7 @@ def exported(browser: Any) -> list[dict[str, str]]:
 
 def test_threshold_moves_labels_and_export(browser: Any, tmp_path: Path) -> None:
     rows = write_page(tmp_path, 40)
+    browser.set_window_size(1200, 1600)  # so that normal photos can be seen too
     open_page(browser, tmp_path / "report.html")
     by_path = {row["path"]: row for row in rows}
     first = verdicts(browser)
@@ -208,10 +210,10 @@ def test_threshold_moves_labels_and_export(browser: Any, tmp_path: Path) -> None
         assert path.removeprefix("'") == original["path"]
         if original["margin"] is None:
             assert row["error"] == original["error"]
-            assert row["verdict"] == row["margin"] == ""
+            assert (row["verdict"], row["margin"]) == ("unreadable", "")
             continue
-        assert float(row["margin"]) == original["margin"]
-        assert float(row["threshold"]) == threshold
+        assert float(row["margin"]) == pytest.approx(original["margin"], rel=1e-5)
+        assert float(row["threshold"]) == pytest.approx(threshold, rel=1e-5)
         assert int(row["rank"]) == original["rank"]
         expected = "normal" if original["margin"] >= threshold else "anomalous"
         assert row["verdict"] == expected
@@ -221,9 +223,64 @@ def test_threshold_moves_labels_and_export(browser: Any, tmp_path: Path) -> None
 
     # A number goes in exactly, and the slider follows.
     set_value(browser, "threshold", -0.123456789)
-    assert float(exported(browser)[0]["threshold"]) == -0.123456789
+    assert browser.execute_script("return threshold") == -0.123456789
+    assert float(exported(browser)[0]["threshold"]) == -0.123457
     place = float(browser.execute_script("return slider.value"))
     assert 0 < place < 800
+
+
+def test_what_the_page_says(browser: Any, tmp_path: Path) -> None:
+    sentences = ["Threshold from 4 good photos.", "Promise: <b>none</b>."]
+    known = np.array([1.0, -2.0, 0.5, 0.0])
+    write_page(
+        tmp_path,
+        12,
+        title="Line <3>",
+        folder="photos",
+        sentences=sentences,
+        calibration_scores=known,
+    )
+    open_page(browser, tmp_path / "report.html")
+    assert browser.title == browser.find_element("tag name", "h1").text == "Line <3>"
+    header = browser.find_element("tag name", "header").text
+    assert all(sentence in header for sentence in sentences)
+    assert re.search(r"photos · \d{4}-\d\d-\d\d .* · 12 photos", header)
+    assert len(browser.find_elements("css selector", "#histogram .known")) == 4
+    labels = [
+        float(e.text) for e in browser.find_elements("css selector", "#axis span")
+    ]
+    assert labels == sorted(labels)
+    assert len(labels) == 5
+    below = browser.find_element("id", "below")
+    assert below.text == "2 of 4 good photos of the calibration lie below"
+    set_value(browser, "threshold", 0.75)
+    assert below.text.startswith("3 of 4 good photos")
+    assert "not for this one" in below.text
+    # Without maps there is nothing to switch on.
+    assert not browser.find_element("id", "heat-label").is_displayed()
+
+
+def test_line_around_what_is_anomalous(browser: Any, tmp_path: Path) -> None:
+    maps = [np.zeros((MAP_SIDE, MAP_SIDE)) for _ in range(3)]
+    maps[0][10:18, 10:18] = 1
+    write_page(tmp_path, 4, anomaly_maps=maps)
+    open_page(browser, tmp_path / "report.html")
+    colors = browser.execute_script(
+        "return [...document.querySelectorAll('.card canvas')].map((canvas) => {"
+        "const side = canvas.width, data = canvas.getContext('2d')"
+        ".getImageData(0, 0, side, side).data, at = [];"
+        "for (let i = 0; i < side * side; i += 1) if (data[4 * i + 1] === 229 &&"
+        " data[4 * i + 3] === 255) at.push([i % side, Math.floor(i / side)]"
+        ".map((place) => place / side));"
+        "return at; })"
+    )
+    lines = [np.array(found) for found in colors]
+    assert len(lines[1]) == len(lines[2]) == 0
+    # Around the square, and nowhere else.
+    np.testing.assert_allclose(lines[0].min(axis=0), 10 / MAP_SIDE, atol=0.03)
+    np.testing.assert_allclose(lines[0].max(axis=0), 18 / MAP_SIDE, atol=0.03)
+    inner = np.all(np.abs(lines[0] - 14 / MAP_SIDE) < 3 / MAP_SIDE, axis=1)
+    assert not inner.any()
 
 
 def test_names_do_nothing_and_no_request_leaves(browser: Any, tmp_path: Path) -> None:
