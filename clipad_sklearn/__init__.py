@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ._detectors.fusion import FusionDetector
     from ._detectors.prompt import PromptDetector
     from ._detectors.random_word import RandomWordDetector
+    from ._detectors.reference import ReferenceDetector
     from ._detectors.regions import anomaly_regions
     from ._detectors.sdp import SDPDetector
     from ._detectors.sdp_plus import SDPPlusDetector
@@ -46,6 +47,7 @@ _MODULES = {
     "PromptDetector": "_detectors.prompt",
     "PromptSet": "_prompts",
     "RandomWordDetector": "_detectors.random_word",
+    "ReferenceDetector": "_detectors.reference",
     "SDPDetector": "_detectors.sdp",
     "SDPPlusDetector": "_detectors.sdp_plus",
     "TiledDetector": "_detectors.tiled",
@@ -71,6 +73,7 @@ __all__ = [
     "PromptDetector",
     "PromptSet",
     "RandomWordDetector",
+    "ReferenceDetector",
     "SDPDetector",
     "SDPPlusDetector",
     "TiledDetector",

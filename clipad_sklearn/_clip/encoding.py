@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -117,26 +118,60 @@ def pixel_batches(
     After an image that cannot be read, the rest is only read to name all of them,
     by their `positions`, where these are not simply counted.
     """
-    import torch
-
     transform = load(clip).transform(clip.resize)
 
-    def of_image(image: Any) -> tuple[Any, tuple[int, int]]:
-        return transform(image), (image.height, image.width)
+    def of_image(image: Any) -> tuple[Any, tuple[int, int], None]:
+        return transform(image), (image.height, image.width), None
 
-    def read(image: Any) -> tuple[Any, tuple[int, int]] | ValueError:
+    def read(image: Any) -> tuple[Any, tuple[int, int], None] | ValueError:
         try:
             return open_image(image, of_image)
         except ValueError as error:
             return error
 
-    failures: list[tuple[int, str, str]] = []
-    batch: list[tuple[Any, tuple[int, int]]] = []
+    for pixels, sizes, _ in _batches(clip, images, read, positions):
+        yield pixels, sizes
 
-    def stack() -> tuple[Any, list[tuple[int, int]]]:
-        pixels, sizes = zip(*batch, strict=True)
+
+def keyed_pixel_batches(
+    clip: OpenCLIP, images: Sequence[Any]
+) -> Iterator[tuple[Any, list[tuple[int, int]], Callable[..., None]]]:
+    """Yield batches as `pixel_batches` does, and what caches their embeddings.
+
+    For passes that give embeddings beside something else: ``put(rows, embeddings)``
+    takes those of some rows of the batch.
+    """
+    model = load(clip)
+    cache = open_cache(clip.embedding_cache)
+    reader = _ImageReader(model, clip.resize, cache)
+
+    def put(
+        keys: Sequence[str | None], rows: Sequence[int], embeddings: np.ndarray
+    ) -> None:
+        if cache is not None:
+            pairs = zip(rows, embeddings, strict=True)
+            cache.put_many({str(keys[row]): values for row, values in pairs})
+
+    for pixels, sizes, keys in _batches(clip, images, reader.read):
+        yield pixels, sizes, functools.partial(put, keys)
+
+
+def _batches(
+    clip: OpenCLIP,
+    images: Sequence[Any],
+    read: Callable[[Any], Any],
+    positions: Sequence[int] | np.ndarray | None = None,
+) -> Iterator[tuple[Any, list[tuple[int, int]], list[str | None]]]:
+    """Yield stacked pixels, sizes and keys of the images that `read` makes these of."""
+    import torch
+
+    failures: list[tuple[int, str, str]] = []
+    batch: list[tuple[Any, tuple[int, int], str | None]] = []
+
+    def stack() -> tuple[Any, list[tuple[int, int]], list[str | None]]:
+        pixels, sizes, keys = zip(*batch, strict=True)
         batch.clear()
-        return torch.stack(pixels), list(sizes)
+        return torch.stack(pixels), list(sizes), list(keys)
 
     with progress_bar(len(images), "Encoding images") as progress:
         for index, result in enumerate(_read_all(clip, images, read)):
@@ -192,24 +227,45 @@ class _ImageReader:
 
     def __call__(self, image: Any) -> tuple[str | None, Any, Any] | ValueError:
         try:
-            if isinstance(image, (str, os.PathLike)):
-                image = content = read_bytes(image)
-            else:
-                image = open_image(image)
-                content = f"{image.size}".encode() + image.tobytes()
-            key = None
-            if self.cache is not None:
-                key = hashlib.sha256(self.salt + b"\0" + content).hexdigest()
-                hit = self.cache.get_many([key])
-                if hit:
-                    return key, hit[key], None
-            if isinstance(image, bytes):
-                return key, None, open_image(image, self.transform)
-            return key, None, self.transform(image)
+            key, image = self._key(image)
+            hit = {} if self.cache is None else self.cache.get_many([str(key)])
+            if hit:
+                return key, hit[str(key)], None
+            return key, None, _made(image, self.transform)
         except MemoryError:
             return ValueError("the image needs more memory than there is")
         except ValueError as error:
             return error
+
+    def read(self, image: Any) -> tuple[Any, tuple[int, int], str | None] | ValueError:
+        """Return pixels, (height, width) and key of an image, or the error it gives."""
+
+        def of_image(image: Any) -> tuple[Any, tuple[int, int]]:
+            return self.transform(image), (image.height, image.width)
+
+        try:
+            key, image = self._key(image)
+            return *_made(image, of_image), key
+        except MemoryError:
+            return ValueError("the image needs more memory than there is")
+        except ValueError as error:
+            return error
+
+    def _key(self, image: Any) -> tuple[str | None, Any]:
+        """Return the key of an image, and the image or the bytes of its file."""
+        if isinstance(image, (str, os.PathLike)):
+            image = content = read_bytes(image)
+        else:
+            image = open_image(image)
+            content = f"{image.size}".encode() + image.tobytes()
+        if self.cache is None:
+            return None, image
+        return hashlib.sha256(self.salt + b"\0" + content).hexdigest(), image
+
+
+def _made(image: Any, then: Callable[[Any], Any]) -> Any:
+    """Return what `then` makes of an image, or of one in the bytes of a file."""
+    return open_image(image, then) if isinstance(image, bytes) else then(image)
 
 
 def _check_texts(texts: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -143,7 +143,7 @@ class MapDetector(ClassNameDetector):
         images = self._check_images(X)
         clip = check_clip(self.clip)
         check_settings(clip)
-        size = _check_size(size, clip)
+        size = check_size(size, clip)
         if class_name is not None and not isinstance(class_name, str):
             class_name = names_of_images(class_name, len(images))
         return self._iter_maps(clip, images, size, class_name)
@@ -198,12 +198,7 @@ class MapDetector(ClassNameDetector):
 
             maps = load(clip).within_memory("maps", len(pixels), maps_of)
             for anomaly_map, image_size in zip(maps, image_sizes, strict=True):
-                if isinstance(size, tuple):
-                    yield resized(anomaly_map, size)
-                elif size == "image":
-                    yield resized(anomaly_map, image_size)
-                else:
-                    yield anomaly_map.astype(np.float32)
+                yield sized(anomaly_map, size, image_size)
 
     # -- threshold of maps ----------------------------------------------------------
 
@@ -222,14 +217,8 @@ class MapDetector(ClassNameDetector):
         super()._set_offset(X, **params)
         if self.pixel_contamination == "auto":
             return
-        # Counts per bin need no more memory for more images, unlike sorting.
-        counts = np.zeros(_N_BINS + 1, dtype=np.int64)
-        for anomaly_map in self.iter_anomaly_maps(X, size=self._offset_size, **params):
-            bins = np.rint(anomaly_map.astype(np.float64) * _N_BINS).astype(np.int64)
-            counts += np.bincount(bins.ravel(), minlength=_N_BINS + 1)
-        above = counts[::-1].cumsum()[::-1] - counts
-        allowed = floor_count(float(self.pixel_contamination), int(counts.sum()))
-        self.pixel_offset_ = (int(np.argmax(above <= allowed)) + 0.5) / _N_BINS
+        maps = self.iter_anomaly_maps(X, size=self._offset_size, **params)
+        self.pixel_offset_ = pixel_quantile(maps, float(self.pixel_contamination))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -241,6 +230,18 @@ class MapDetector(ClassNameDetector):
 def embedding_detector(detector: MapDetector) -> Any:
     """Return the detector on embeddings that gives a fitted one its image scores."""
     return detector._embedding_detector
+
+
+def pixel_quantile(maps: Iterable[np.ndarray], share: float) -> float:
+    """Return the threshold above which at most `share` of all pixels lie."""
+    # Counts per bin need no more memory for more images, unlike sorting.
+    counts = np.zeros(_N_BINS + 1, dtype=np.int64)
+    for anomaly_map in maps:
+        bins = np.rint(anomaly_map.astype(np.float64) * _N_BINS).astype(np.int64)
+        counts += np.bincount(bins.ravel(), minlength=_N_BINS + 1)
+    above = counts[::-1].cumsum()[::-1] - counts
+    allowed = floor_count(share, int(counts.sum()))
+    return (int(np.argmax(above <= allowed)) + 0.5) / _N_BINS
 
 
 def upsampled(
@@ -263,7 +264,7 @@ def interpolation(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
     return np.maximum(1 - distances, 0)
 
 
-def _check_size(size: Any, clip: OpenCLIP) -> str | tuple[int, int]:
+def check_size(size: Any, clip: OpenCLIP) -> str | tuple[int, int]:
     if isinstance(size, str) and size in ("image", "model"):
         if size == "image" and clip.resize == "crop":
             raise ValueError(
@@ -288,10 +289,21 @@ def _check_size(size: Any, clip: OpenCLIP) -> str | tuple[int, int]:
     return int(height), int(width)
 
 
+def sized(
+    anomaly_map: np.ndarray,
+    size: str | tuple[int, int],
+    image_size: tuple[int, int],
+) -> np.ndarray:
+    """Bring a map of the model's size to the size that was asked for."""
+    if size == "model":
+        return anomaly_map.astype(np.float32)
+    return resized(anomaly_map, image_size if isinstance(size, str) else size)
+
+
 def resized(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize one map, bilinearly, and with antialiasing where it shrinks."""
     from PIL import Image
 
     image = Image.fromarray(anomaly_map.astype(np.float32))
-    resized = image.resize(size[::-1], Image.Resampling.BILINEAR)
-    return np.clip(np.asarray(resized), 0, 1)
+    image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(image), 0, 1)
