@@ -1,4 +1,4 @@
-"""A browser for the pages that the command writes."""
+"""Short training for the command, and a browser for the pages that it writes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from clipad_sklearn import FeedForwardClassifier
+
+
+@pytest.fixture(autouse=True)
+def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of random words trains for few steps, in the process of the tests.
+
+    Commands in processes of their own train it in full.
+    """
+    defaults = FeedForwardClassifier.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "n_epochs", 1)
+    monkeypatch.setitem(defaults, "min_steps", 10)
 
 
 @pytest.fixture(scope="module")

@@ -79,16 +79,16 @@ class TestAgainstOpenCLIP:
         mean, std = loaded.preprocess_cfg["mean"], loaded.preprocess_cfg["std"]
         size = loaded.preprocess_cfg["size"]
         transform = open_clip.image_transform(size, is_train=False, mean=mean, std=std)
-        pixels = torch.stack([transform(Image.fromarray(p)) for p in photos[:3]])
+        pixels = torch.stack([transform(Image.fromarray(p)) for p in photos[:2]])
         with torch.inference_mode():
             expected = loaded.model.encode_image(pixels, normalize=True).numpy()
         clip.set_params(resize="crop")
-        np.testing.assert_allclose(clip.encode_image(photos[:3]), expected, atol=1e-5)
+        np.testing.assert_allclose(clip.encode_image(photos[:2]), expected, atol=1e-5)
 
     def test_image_batches_and_order(
         self, clip: OpenCLIP, photos: list[np.ndarray]
     ) -> None:
-        images = photos[:4]
+        images = photos[:2]
         expected = clip.encode_image(images)
         clip.set_params(batch_size=1, num_workers=1)
         np.testing.assert_allclose(clip.encode_image(images), expected, atol=1e-5)
