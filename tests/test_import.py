@@ -16,7 +16,8 @@ for name in (*clipad_sklearn.__all__, "datasets", "metrics", "model_selection"):
         continue
     words = clipad_sklearn.RandomWordDetector()
     required = {"FusionDetector": ([("words", words)],)}
-    required |= dict.fromkeys(("CalibratedThresholdDetector", "TiledDetector"), (words,))
+    for wrapper in ("CalibratedThresholdDetector", "TiledDetector"):
+        required[wrapper] = (words,)
     estimator = value(*required.get(name, ()))
     for one in (estimator, clone(estimator)):
         repr(one)
