@@ -11,9 +11,8 @@ import numbers
 import os
 import pickle
 import socket
-import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from sklearn.utils import Bunch
 from ._clip.models import load
 from ._detectors.base import BaseDetector, warn_if_one_sided
 from ._detectors.class_names import last_step
+from ._files import new_file
 from ._images import check_images
 from ._score_rows import (
     SCORE_COLUMNS,
@@ -47,6 +47,10 @@ _RETRIES = 2
 # Partitions sent ahead for each thread, so that none waits and the scheduler need not
 # hold the whole list of images.
 _AHEAD = 4
+# Seconds after which a look is taken at whether there are workers, and a scheduler.
+_PATIENCE = 5
+# More images than this in one partition are not what workers die of.
+_MOST_DEADLY = 8
 
 
 def score_images(
@@ -97,15 +101,17 @@ def score_images(
         cannot be pickled.
     ValueError
         If `images` is empty or a lone path, if `partition_size` is less than 1, if
-        `out` holds anything else, or if workers have different weights.
+        `out` holds anything else, or if workers have different weights or another
+        version of this package.
     NotFittedError
         If `detector` is not fitted.
     OSError
         If the weights cannot be had, or a worker cannot write to `out`.
     ImportError
-        If pyarrow is not installed.
+        If pyarrow is not installed, or a worker lacks this package.
     RuntimeError
-        If workers died of some partitions again and again; all others are finished.
+        If workers died of a partition again and again, and of no single image in it;
+        or if the scheduler is gone.
 
     Warns
     -----
@@ -136,7 +142,8 @@ def score_images(
     Weights are loaded once in a worker process and shared by its threads, and so is
     the detector, which is sent once to each worker. A partition whose worker dies
     runs again on another, up to the limit that Dask's setting
-    ``distributed.scheduler.allowed-failures`` sets.
+    ``distributed.scheduler.allowed-failures`` sets. Then the images are sought of which
+    workers die: each gets a row with an error, and the others their scores.
 
     Examples
     --------
@@ -275,7 +282,9 @@ def _check_folder(folder: str, manifest: dict[str, Any]) -> bool:
         if not isinstance(found, dict):
             raise ValueError
     except FileNotFoundError:
-        if os.path.isdir(folder) and all(map(_is_temporary, os.listdir(folder))):
+        if os.path.isdir(folder) and all(
+            name.startswith(_TEMPORARY) for name in os.listdir(folder)
+        ):
             return False
         if os.path.lexists(folder):
             raise ValueError(
@@ -327,14 +336,15 @@ def _differences(found: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
 
 def _claim(folder: str, manifest: dict[str, Any], directory: str) -> _Job:
     """Make the folder that of this job."""
-    digest = _digest(f"{name}={manifest[name]}" for name in _COMPARED)
+    digest = _digest_of(manifest)
     if not _check_folder(folder, manifest):
         os.makedirs(folder, exist_ok=True)
         content = json.dumps({**manifest, "job": digest}, indent=1) + "\n"
-        _write(os.path.join(folder, _MANIFEST), content.encode())
-    for name in filter(_is_temporary, os.listdir(folder)):  # of what was killed
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(folder, name))
+        _write(os.path.join(folder, _MANIFEST), content.encode(), digest)
+    for name in os.listdir(folder):
+        if name.startswith(_temporary(digest)):  # of a call that was killed
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))
     return _Job(folder, directory, manifest["weights"], digest)
 
 
@@ -364,8 +374,13 @@ def _digest(lines: Any) -> str:
     return digest.hexdigest()
 
 
-def _is_temporary(name: str) -> bool:
-    return name.startswith(_TEMPORARY)
+def _digest_of(manifest: dict[str, Any]) -> str:
+    return _digest(f"{name}={manifest[name]}" for name in _COMPARED)
+
+
+def _temporary(digest: str) -> str:
+    """What names of unfinished files of a job begin with: no one else's do."""
+    return f"{_TEMPORARY}{digest[:20]}-"
 
 
 # -- one partition -------------------------------------------------------------
@@ -380,8 +395,17 @@ class _Done:
     is_new: bool
 
 
-def _score_partition(detector: Any, job: _Job, number: int, paths: list[str]) -> _Done:
-    """Score some images and write their file, unless it is there."""
+def _score_partition(
+    detector: Any,
+    job: _Job,
+    number: int,
+    paths: list[str],
+    deadly: frozenset[str] = frozenset(),
+) -> _Done:
+    """Score some images and write their file, unless it is there.
+
+    Those that are `deadly` to a worker are not read.
+    """
     _check_claimed(job)
     files = [os.path.join(job.directory, path) for path in paths]
     # Before the images are read: what changes meanwhile is seen the next time.
@@ -397,20 +421,39 @@ def _score_partition(detector: Any, job: _Job, number: int, paths: list[str]) ->
                 "was begun with, or another version of torch or open_clip: give all "
                 "workers the same"
             )
-        margins, _, failures = score_readable(detector, files)
-        threshold, is_margin = threshold_of(detector), has_margins(detector)
-        errors = {index: reason for index, _, reason in failures}
-        rows = [
-            error_row(path, errors[i])
-            if i in errors
-            else score_row(path, float(margins[i]), threshold, is_margin=is_margin)
-            for i, path in enumerate(paths)
-        ]
+        rows = _rows(detector, paths, files, deadly)
         content = _parquet(rows, metadata)
         _check_claimed(job)
-        _write(target, content)
+        _write(target, content, job.digest)
         verdicts = [row["verdict"] for row in rows]
     return _Done(verdicts.count("anomalous"), verdicts.count(None), is_new)
+
+
+def _rows(
+    detector: Any, paths: list[str], files: list[str], deadly: frozenset[str]
+) -> list[dict[str, Any]]:
+    threshold, is_margin = threshold_of(detector), has_margins(detector)
+    living = [i for i, path in enumerate(paths) if path not in deadly]
+    rows = {
+        i: error_row(path, "a worker died of it, perhaps of too little memory")
+        for i, path in enumerate(paths)
+        if path in deadly
+    }
+    if living:
+        margins, _, failures = score_readable(detector, [files[i] for i in living])
+        errors = {living[index]: reason for index, _, reason in failures}
+        for i, margin in zip(living, margins, strict=True):
+            rows[i] = (
+                error_row(paths[i], errors[i])
+                if i in errors
+                else score_row(paths[i], float(margin), threshold, is_margin=is_margin)
+            )
+    return [rows[i] for i in range(len(paths))]
+
+
+def _try_out(detector: Any, job: _Job, paths: list[str]) -> None:
+    """Score images and keep nothing, to see whether a worker survives it."""
+    score_readable(detector, [os.path.join(job.directory, path) for path in paths])
 
 
 def _weights(detector: Any) -> str:
@@ -461,10 +504,10 @@ def _parquet(rows: list[dict[str, Any]], metadata: dict[bytes, bytes]) -> bytes:
     return buffer.getvalue().to_pybytes()
 
 
-def _write(target: str, content: bytes) -> None:
-    """Write a file in one go."""
+def _write(target: str, content: bytes, digest: str) -> None:
+    """Write a file of a job in one go."""
     # Processes of several machines may write the same partition.
-    temporary = os.path.join(os.path.dirname(target), f"{_TEMPORARY}{uuid.uuid4()}")
+    temporary = new_file(os.path.dirname(target), _temporary(digest))
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -501,65 +544,155 @@ class _OnDask:
 
     def __init__(self, client: Client, detector: Any) -> None:
         self.client = client
-        # A task, where `scatter` would do: Dask makes its result anew when the
+        _check_workers(client)
+        # A task, where `scatter` would do: Dask makes its result again when the
         # workers that hold it are lost. Each worker process gets it once.
         self.detector = client.submit(_itself, detector, pure=False)
-        if not client.nthreads():
-            warnings.warn(
-                "The Dask cluster has no worker yet: waiting for one.",
-                UserWarning,
-                stacklevel=3,
-            )
+        self.has_warned = False
 
     def weights(self) -> str:
         """Return the weights that one of the workers has: the client may have none."""
-        return self.client.submit(
+        future = self.client.submit(
             _weights, self.detector, pure=False, retries=_RETRIES
-        ).result()
+        )
+        self._first_of([future])
+        return future.result()
 
     def partitions(
         self, job: _Job, parts: Iterator[tuple[int, list[str]]]
     ) -> Iterator[_Done]:
-        from distributed import KilledWorker, as_completed
+        from distributed import KilledWorker
 
-        running = as_completed()
-        numbers: dict[Any, int] = {}
-        lost: dict[int, Exception] = {}
+        running: dict[Any, tuple[int, list[str]]] = {}
+        lost: dict[int, list[str]] = {}
         try:
             while True:
                 n_threads = max(1, sum(self.client.nthreads().values()))
-                room = max(0, _AHEAD * n_threads - len(numbers))
+                room = max(0, _AHEAD * n_threads - len(running))
                 for number, paths in itertools.islice(parts, room):
-                    future = self.client.submit(
-                        _score_partition,
-                        self.detector,
-                        job,
-                        number,
-                        paths,
-                        pure=False,
-                        retries=_RETRIES,
-                    )
-                    numbers[future] = number
-                    running.add(future)
-                if not numbers:
+                    future = self._submit(_score_partition, job, number, paths)
+                    running[future] = number, paths
+                if not running:
                     break
-                future = next(running)
-                number = numbers.pop(future)
-                try:
-                    yield future.result()
-                except KilledWorker as error:
-                    # Some image may be the death of every worker. The rest goes on.
-                    lost[number] = error
+                for future in self._first_of(running):
+                    number, paths = running.pop(future)
+                    try:
+                        yield future.result()
+                    except KilledWorker:
+                        # Some image may be the death of every worker. The others are
+                        # scored first.
+                        lost[number] = paths
         finally:
-            self.client.cancel(list(numbers))
-        if lost:
-            named = ", ".join(map(str, sorted(lost)[:10])) + ", ..." * (len(lost) > 10)
+            self.client.cancel(list(running))
+        for number, paths in sorted(lost.items()):
+            yield self._without_deadly(job, number, paths)
+
+    def _submit(self, function: Any, *arguments: Any) -> Any:
+        return self.client.submit(
+            function, self.detector, *arguments, pure=False, retries=_RETRIES
+        )
+
+    def _first_of(self, futures: Iterable[Any]) -> list[Any]:
+        """Wait until some of the futures are done; say what it waits for."""
+        from distributed import CancelledError, TimeoutError, wait
+
+        futures = list(futures)
+        while True:
+            try:
+                done = wait(futures, timeout=_PATIENCE, return_when="FIRST_COMPLETED")
+            except TimeoutError:
+                pass
+            except CancelledError as error:
+                raise self._gone() from error
+            else:
+                if any(future.status in ("cancelled", "lost") for future in done.done):
+                    raise self._gone()
+                return list(done.done)
+            if self.client.status not in ("running", "connecting"):
+                raise self._gone()
+            if self.client.nthreads():
+                self.has_warned = False
+            elif not self.has_warned:
+                self.has_warned = True
+                warnings.warn(
+                    "The Dask cluster has no worker left: waiting for one. If there "
+                    "should be some, look at their logs.",
+                    UserWarning,
+                    stacklevel=4,
+                )
+
+    @staticmethod
+    def _gone() -> RuntimeError:
+        return RuntimeError(
+            "the Dask scheduler is gone, or forgot this work. Finished partitions are "
+            "kept: call again with a scheduler to score the rest"
+        )
+
+    def _without_deadly(self, job: _Job, number: int, paths: list[str]) -> _Done:
+        """Score a partition of which workers died, without the images at fault."""
+        from distributed import KilledWorker
+
+        deadly = self._deadly(job, paths)
+        future = self._submit(_score_partition, job, number, paths, frozenset(deadly))
+        self._first_of([future])
+        try:
+            return future.result()
+        except KilledWorker as error:
             raise RuntimeError(
-                f"Partitions {named} (counted from 0, of partition_size images each) "
-                "were not scored: each worker that tried died, perhaps of too little "
-                "memory. All others are finished. Look at the workers' logs, then "
-                "call again, which runs only these"
-            ) from lost[min(lost)]
+                f"Partition {number} (counted from 0, of partition_size images each) "
+                "was not scored: each worker that tried died, perhaps of too little "
+                "memory, and of no single image. All others that were begun are "
+                "finished. Look at the workers' logs, then call again, which runs only "
+                "the rest"
+            ) from error
+
+    def _deadly(self, job: _Job, paths: list[str]) -> list[str]:
+        """Return the images of which a worker dies, of some of which one died."""
+        from distributed import KilledWorker
+
+        if len(paths) == 1:
+            return paths
+        middle = len(paths) // 2
+        deadly: list[str] = []
+        for half in (paths[:middle], paths[middle:]):
+            if len(deadly) >= _MOST_DEADLY:  # then it is not the images
+                break
+            future = self._submit(_try_out, job, half)
+            self._first_of([future])
+            try:
+                future.result()
+            except KilledWorker:
+                deadly += self._deadly(job, half)
+        return deadly
+
+
+def _check_workers(client: Client) -> None:
+    """Check that all workers have this package, in this version."""
+
+    # Inside of a function, so that it reaches a worker that lacks the package.
+    def version() -> str:
+        import importlib
+
+        return str(importlib.import_module("clipad_sklearn").__version__)
+
+    found = client.run(version, on_error="return")
+    if not found:
+        warnings.warn(
+            "The Dask cluster has no worker yet: waiting for one.",
+            UserWarning,
+            stacklevel=4,
+        )
+    for address, answer in found.items():
+        if isinstance(answer, ImportError):
+            raise ImportError(
+                f"the Dask worker {address} cannot import clipad_sklearn ({answer}): "
+                f"install clipad-sklearn {__version__} where the workers run"
+            )
+        if answer != __version__:
+            raise ValueError(
+                f"the Dask worker {address} has clipad-sklearn {answer}, but this "
+                f"process has {__version__}: give all the same version"
+            )
 
 
 def _itself(detector: Any) -> Any:

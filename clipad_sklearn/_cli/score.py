@@ -105,7 +105,12 @@ def _run_on_dask(
         with as_usage_error(), warnings.catch_warnings():
             # It is said below, in words of the command.
             warnings.filterwarnings("ignore", "All .* images ")
-            done = score_images(fitted.detector, paths, out=settings.out, client=client)
+            try:
+                done = score_images(
+                    fitted.detector, paths, out=settings.out, client=client
+                )
+            except (ImportError, RuntimeError) as error:
+                raise UsageError(f"--dask: {error}") from error
     n_scored = done.n_images - done.n_unreadable
     n_before = done.n_partitions - done.n_partitions_run
     if n_before:
@@ -130,7 +135,12 @@ def _dask_client(address: str) -> Iterator[Any]:
             # Dask has workers give memory back all the time, which costs torch much.
             trim = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
             with dask.config.set({trim: None}):
-                client = Client(threads_per_worker=1, dashboard_address=":0")
+                # On the loopback only: nobody else has a say.
+                client = Client(
+                    threads_per_worker=1,
+                    host="127.0.0.1",
+                    dashboard_address="127.0.0.1:0",
+                )
         else:
             client = Client(address)
     with client:

@@ -307,7 +307,8 @@ def test_killed_and_resumed_gives_the_same_tables(tmp_path: Path) -> None:
     assert subprocess.run(resumed, capture_output=True).returncode == 0
     for name in TABLES:
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
-    assert not list(killed.rglob("*.tmp"))
+    visible = [sorted(f.name for f in d.rglob("[!.]*")) for d in (whole, killed)]
+    assert visible[0] == visible[1]
 
 
 # -- metrics and intervals -----------------------------------------------------------

@@ -462,16 +462,30 @@ def test_what_the_user_can_put_right(
 # -- files ---------------------------------------------------------------------
 
 
+# Reads slow.png from a pipe, as if it came from a slow server.
+WAITS_FOR_A_PIPE = """
+import sys
+from clipad_sklearn._clip import encoding
+from clipad_sklearn._cli.main import main
+read = encoding.read_bytes
+def waiting(path):
+    return open("few/pipe", "rb").read() if "slow" in str(path) else read(path)
+encoding.read_bytes = waiting
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.fixture
 def waiting(few: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A run that waits for an image, and the other end of the pipe it reads from."""
     if not hasattr(os, "mkfifo"):
         pytest.skip("needs named pipes")
-    os.mkfifo(few / "slow.png")
+    shutil.copy(few / "0.png", few / "slow.png")
+    os.mkfifo(few / "pipe")
     (few.parent / "scores.csv").write_text("an earlier result")
     arguments = ["score", "few", *TINY, "--out", "scores.csv"]
     process = subprocess.Popen(
-        [*COMMAND, *arguments],
+        [sys.executable, "-c", WAITS_FOR_A_PIPE, *arguments],
         cwd=few.parent,
         stderr=subprocess.PIPE,
         text=True,
@@ -481,7 +495,7 @@ def waiting(few: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     writer = None
     while writer is None:  # until the run reads it
         try:
-            writer = os.open(few / "slow.png", os.O_WRONLY | os.O_NONBLOCK)
+            writer = os.open(few / "pipe", os.O_WRONLY | os.O_NONBLOCK)
         except OSError:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.05)
