@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import importlib.util
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -267,6 +267,7 @@ def random_word_prompts(
     normal_states: Sequence[str] = DEFAULT_NORMAL_STATES,
     anomalous_states: Sequence[str] = DEFAULT_ANOMALOUS_STATES,
     class_name: str | None = None,
+    max_tokens: int | None = None,
     random_state: int | np.random.RandomState | None = None,
 ) -> tuple[list[str], list[str]]:
     """Write pairs of prompts about random words, one normal and one anomalous.
@@ -297,6 +298,11 @@ def random_word_prompts(
         means ``"STATE {}"``.
     class_name : str or None, default=None
         Name of the object, put after the random words. None: the words alone.
+    max_tokens : int or None, default=None
+        Largest number of tokens in a prompt, its beginning and end included: the
+        context of a CLIP that reads no more, such as 32. Random words are left out at
+        the end of a pair until both prompts fit. Counted by the tokenizer that most
+        CLIPs of open_clip share. None: prompts are as long as they come.
     random_state : int, RandomState instance or None, default=None
         Seed. A RandomState instance gives one seed per call.
 
@@ -360,6 +366,7 @@ def random_word_prompts(
             "object: use at least 1 word, or give a class_name."
         )
     source = _word_source(word_source, word_length)
+    fits = _fitting(max_tokens)
 
     seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
     generator = np.random.default_rng(seed)
@@ -378,14 +385,34 @@ def random_word_prompts(
             numbers[:, 4:].reshape(len(numbers), most, source.n_numbers)
         )
         for i, row in enumerate(words):
-            phrase = row[: counts[i]]
-            if class_name is not None:
-                phrase.append(class_name)
-            text = " ".join(phrase)
             template = templates[sentence[i]]
-            normal.append(fill(template, fill(normal_states[good[i]], text)))
-            anomalous.append(fill(template, fill(anomalous_states[bad[i]], text)))
+            states = normal_states[good[i]], anomalous_states[bad[i]]
+            object_name = [] if class_name is None else [class_name]
+            for count in range(counts[i], min(fewest, 1) - 1, -1):
+                text = " ".join([*row[:count], *object_name])
+                pair = [fill(template, fill(state, text)) for state in states]
+                if fits(pair):
+                    break
+            else:
+                raise ValueError(
+                    f"max_tokens={max_tokens!r}: {pair[0]!r} is longer with one word "
+                    "already. Use shorter words, states or templates."
+                )
+            normal.append(pair[0])
+            anomalous.append(pair[1])
     return normal, anomalous
+
+
+def _fitting(max_tokens: int | None) -> Callable[[list[str]], bool]:
+    """Return what says whether prompts have at most so many tokens."""
+    if max_tokens is None:
+        return lambda prompts: True
+    if not isinstance(max_tokens, Integral) or isinstance(max_tokens, bool):
+        raise TypeError(f"max_tokens={max_tokens!r}: expected None or an integer.")
+    from open_clip import SimpleTokenizer
+
+    encode = SimpleTokenizer().encode
+    return lambda prompts: all(len(encode(p)) + 2 <= max_tokens for p in prompts)
 
 
 def _check_range(name: str, value: Any, *, minimum: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ def encode_texts(clip: OpenCLIP, texts: Sequence[str]) -> np.ndarray:
     """Return the embeddings (n_texts, n_features) of texts, duplicates encoded once."""
     texts = _check_texts(texts)
     model = load(clip)
+    _warn_of_cut_texts(model, texts)
     cache = open_cache(clip.embedding_cache)
     known: dict[str, np.ndarray] = {}
     keys: dict[str, str] = {}
@@ -41,6 +43,41 @@ def encode_texts(clip: OpenCLIP, texts: Sequence[str]) -> np.ndarray:
         if cache is not None:
             cache.put_many({keys[text]: known[text] for text in batch})
     return np.stack([known[text] for text in texts])
+
+
+def check_pairs(
+    clip: OpenCLIP, normal: Sequence[str], anomalous: Sequence[str]
+) -> None:
+    """Raise ValueError where prompts of both states are cut to the same tokens."""
+    model = load(clip)
+    first, second = (model.may_fill_context(texts) for texts in (normal, anomalous))
+    if not first or not second:
+        return
+    by_tokens = {
+        row.tobytes(): text
+        for row, text in zip(model.tokenize(first).numpy(), first, strict=True)
+    }
+    for row, text in zip(model.tokenize(second).numpy(), second, strict=True):
+        other = by_tokens.get(row.tobytes(), text)
+        if other != text:
+            raise ValueError(
+                f"The prompts {other!r} and {text!r} become equal, because this CLIP "
+                f"reads the first {model.context_length} tokens of a prompt only. "
+                "Shorten the names and states, or put the state first."
+            )
+
+
+def _warn_of_cut_texts(model: LoadedModel, texts: list[str]) -> None:
+    cut = model.longer_than_context(list(dict.fromkeys(texts)))
+    if cut:
+        warnings.warn(
+            f"{len(cut)} of {len(set(texts))} prompts are longer than the context of "
+            f"this CLIP, {model.context_length} tokens, and their ends are not read, "
+            f"as of {cut[0]!r}. Shorten names and states; for random words see "
+            "max_tokens of random_word_prompts.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _encoded_batches(

@@ -152,6 +152,28 @@ class LoadedModel:
         """Return token ids (n, context length)."""
         return self.tokenizer(list(prompts))
 
+    @property
+    def context_length(self) -> int:
+        """Number of tokens of a text, its beginning and end included."""
+        return int(self.tokenizer.context_length)
+
+    def may_fill_context(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts that are perhaps longer than the context: no token is
+        shorter than one byte, and white space is none."""
+        room = self.context_length - 2
+        return [t for t in texts if len("".join(t.split()).encode()) >= room]
+
+    def longer_than_context(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts whose end is cut off."""
+        tokenizer, most = self.tokenizer, self.context_length
+
+        def n_tokens(text: str) -> int:
+            if hasattr(tokenizer, "encode"):
+                return len(tokenizer.encode(text)) + 2
+            return len(tokenizer.tokenizer(tokenizer.clean_fn(text))["input_ids"])
+
+        return [t for t in self.may_fill_context(texts) if n_tokens(t) > most]
+
     def text_batches(
         self, tokens: torch.Tensor, batch_size: int
     ) -> list[tuple[np.ndarray, int]]:

@@ -11,7 +11,8 @@ import numpy as np
 from sklearn.preprocessing import normalize
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from .._clip.settings import OpenCLIP
+from .._clip.encoding import check_pairs
+from .._clip.settings import OpenCLIP, check_clip
 from .._prompts import PromptSet, check_prompts
 from .._validation import all_or_nothing
 from .aggregation import METHODS, aggregate
@@ -168,7 +169,9 @@ class PromptDetector(EmbeddingMixin, ClassNameDetector):
         prompts: list[str] = []
         ends = []
         for name in names:
-            for state_prompts in reversed(prompt_set.format(name)):
+            normal, anomalous = prompt_set.format(name)
+            check_pairs(check_clip(self.clip), normal, anomalous)
+            for state_prompts in (anomalous, normal):
                 prompts += state_prompts
                 ends.append(len(prompts))
         embeddings = self._encode_prompts(prompts, width)

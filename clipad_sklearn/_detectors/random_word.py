@@ -11,7 +11,8 @@ from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 
-from .._clip.settings import OpenCLIP
+from .._clip.encoding import check_pairs
+from .._clip.settings import OpenCLIP, check_clip
 from .._prompts import (
     DEFAULT_ANOMALOUS_STATES,
     DEFAULT_NORMAL_STATES,
@@ -204,6 +205,7 @@ class RandomWordDetector(EmbeddingMixin, BaseDetector):
             class_name=self.class_name,
             random_state=random_state,
         )
+        check_pairs(check_clip(self.clip), normal, anomalous)
         texts = self._encode_prompts(
             normal + anomalous, None if X is None else X.shape[1]
         )

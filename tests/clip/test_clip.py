@@ -33,6 +33,8 @@ from clipad_sklearn._clip.models import load
 from clipad_sklearn._clip.settings import check_clip
 from clipad_sklearn._clip.source import TINY
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*longer than the context")
+
 TEXTS = [
     "a",
     "a photo of a flawless qwv zzkr bottle for visual inspection.",
