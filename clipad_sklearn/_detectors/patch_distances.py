@@ -146,11 +146,15 @@ class PatchMatcher:
         """Return how many references the distances are averaged over."""
         return count_neighbors(self.n_neighbors, n_references)
 
-    def scores(self, queries: Sequence[Tensor], own: Tensor | None = None) -> Tensor:
+    def scores(
+        self, queries: Sequence[Tensor], own: Tensor | None = None, view: int = 0
+    ) -> Tensor:
         """Score the patches of photos: (n_places, n_queries, rows, columns).
 
         `queries` holds tokens of each block, (n_queries, rows, columns, width). `own`
-        are the numbers of the references that the photos are, if they are.
+        are the numbers of the references that the photos are, if they are. The same
+        place is looked for in this `view` of the references: the number of their
+        orientation, or of their tile.
         """
 
         def distances(tokens: Tensor, references: Tensor, side: int) -> list[Tensor]:
@@ -161,7 +165,7 @@ class PatchMatcher:
                 if place == "anywhere":
                     cosines = nearest_anywhere(features, references, side)
                 else:
-                    upright = patch_features(references[:, 0], side)
+                    upright = patch_features(references[:, view], side)
                     cosines = nearest_in_place(features, upright, self.radius)
                 if own is not None:
                     _leave_out(cosines, own)

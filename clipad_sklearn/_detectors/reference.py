@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 # A photo this many spreads less normal than the median of the references has margin 0.
-_SPREADS = 3.0
+SPREADS = 3.0
 # Blocks with more patches than so many times those of the last are no default.
 _FINEST = 16
 # Fewer references than this say little about the spread of scores.
@@ -337,7 +337,7 @@ class ReferenceDetector(MapDetector):
         from .._clip.patch_tokens import turned
 
         tower = self._tower()
-        layers = _check_layers(self.layers, tower.shapes)
+        layers = check_layers(self.layers, tower.shapes)
         blank = torch.zeros(1, 3, *tower.input_size)
         n_copies = len(turned(blank, self.orientations))
         expected = [(n_copies, *tower.shapes[block - 1]) for block in layers]
@@ -351,7 +351,7 @@ class ReferenceDetector(MapDetector):
     def _learn(self, X: Any, references: References) -> None:
         images = self._check_images(X)
         tower = self._tower()
-        self.layers_ = _check_layers(self.layers, tower.shapes)
+        self.layers_ = check_layers(self.layers, tower.shapes)
         self.input_size_ = tower.input_size
         n_before = len(references.photos) + references.n_copies
         first: Any = None
@@ -368,12 +368,15 @@ class ReferenceDetector(MapDetector):
             references.add(pixels, sizes, encode)
         self._keep(references)
         n = len(self.reference_ids_)
-        self.location_ = self.location
-        if self.location == "both" and n < _FEW:
-            self.location_ = "anywhere"
+        self._set_location(n)
         self._warn_about_references(n_before + len(images))
         self._set_scales(tower, first)
         self._set_thresholds()
+
+    def _set_location(self, n: int) -> None:
+        """Set where patches are looked for, with `n` references."""
+        few = self.location == "both" and n < _FEW
+        self.location_ = "anywhere" if few else self.location
 
     def _keep(self, references: References) -> None:
         """Set what is kept of the references."""
@@ -438,10 +441,10 @@ class ReferenceDetector(MapDetector):
             copies = [self._scored(tower, matcher, x)[0] for x in turned(first, 8)[1:]]
             patch_scores = np.concatenate(copies)
             self.reference_patch_scores_ = np.full_like(patch_scores[:1], np.nan)
-        self.patch_scale_ = _scale(patch_scores)
-        self.image_scale_ = _scale(self._image_scores(patch_scores))
+        self.patch_scale_ = scale_of(patch_scores)
+        self.image_scale_ = scale_of(self._image_scores(patch_scores))
         own = self._image_scores(self.reference_patch_scores_)
-        self.reference_scores_ = _SPREADS - _deviation(own, self.image_scale_)
+        self.reference_scores_ = SPREADS - deviation_of(own, self.image_scale_)
 
     def _set_thresholds(self) -> None:
         self.classes_ = np.array([-1, 1])
@@ -492,7 +495,7 @@ class ReferenceDetector(MapDetector):
             self._image_scores(patch_scores)
             for patch_scores, _ in self._iter_patch_scores(self._check_images(X))
         ]
-        return _SPREADS - _deviation(np.concatenate(scores), self.image_scale_)
+        return SPREADS - deviation_of(np.concatenate(scores), self.image_scale_)
 
     def _image_scores(self, patch_scores: np.ndarray) -> np.ndarray:
         """Return the scores (n, n_places) of photos."""
@@ -582,11 +585,11 @@ class ReferenceDetector(MapDetector):
 
     def _maps(self, patch_scores: np.ndarray) -> np.ndarray:
         """Return maps (n, height, width) at the size of the model's input."""
-        deviation = _deviation(patch_scores, self.patch_scale_)
+        deviation = deviation_of(patch_scores, self.patch_scale_)
         maps = upsampled(deviation, self.input_size_)
         if self.sigma > 0:
             maps = ndimage.gaussian_filter(maps, (0, self.sigma, self.sigma))
-        return expit(maps - _SPREADS)
+        return expit(maps - SPREADS)
 
     # -- what the parameters stand for -------------------------------------------------
 
@@ -635,7 +638,7 @@ class ReferenceDetector(MapDetector):
         return tokens, np.concatenate(embeddings)[: len(pixels)]
 
 
-def _scale(scores: np.ndarray) -> np.ndarray:
+def scale_of(scores: np.ndarray) -> np.ndarray:
     """Return centre and spread at each place (columns of scores), and of the larger."""
     places = np.stack([center_and_spread(s) for s in np.moveaxis(scores, 1, 0)])
     if len(places) == 1:
@@ -644,7 +647,7 @@ def _scale(scores: np.ndarray) -> np.ndarray:
     return np.vstack([places, larger])
 
 
-def _deviation(scores: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def deviation_of(scores: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Return by how many spreads scores (n, n_places, ...) exceed the centre."""
     if len(scale) == 1:
         return _standardized(scores, scale)[:, 0]
@@ -658,7 +661,7 @@ def _standardized(scores: np.ndarray, places: np.ndarray) -> np.ndarray:
     return (scores - center) / spread
 
 
-def _check_layers(
+def check_layers(
     layers: Any, shapes: Sequence[tuple[int, int, int]]
 ) -> tuple[int, ...]:
     """Return the blocks that are compared, counted from 1."""

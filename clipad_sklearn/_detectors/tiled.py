@@ -20,6 +20,8 @@ from .._errors import ImageReadError
 from .._validation import all_or_nothing
 from .class_names import fit_named, names_of_images, score_named
 from .maps import MapDetector, resized
+from .reference import ReferenceDetector
+from .tiled_references import TiledReferences
 from .tiles import Box, Tiles, stitched, tile_boxes
 
 
@@ -182,6 +184,8 @@ class TiledDetector(MapDetector):
         else:
             X = self._check_images(X)
             tiles = self._tiles(X)
+            if isinstance(detector, ReferenceDetector) and len(tiles) > len(X):
+                detector = TiledReferences.like(detector)
             with _naming_images(tiles):
                 names = _of_tiles(class_name, tiles)
                 self.detector_ = fit_named(detector, tiles, names)
@@ -264,6 +268,25 @@ class TiledDetector(MapDetector):
     anomaly_maps = available_if(_has_maps)(MapDetector.anomaly_maps)
     iter_anomaly_maps = available_if(_has_maps)(MapDetector.iter_anomaly_maps)
     predict_masks = available_if(_has_maps)(MapDetector.predict_masks)
+
+    @available_if(lambda self: hasattr(self.detector, "is_reference"))
+    def is_reference(self, X: Any) -> np.ndarray:
+        """Return which of the images are references of the detector.
+
+        Parameters
+        ----------
+        X : sequence of path, PIL.Image or array, or one array
+            The images.
+
+        Returns
+        -------
+        ndarray of shape (n_images,), dtype bool
+            True for images that are references, pixel by pixel, as the model sees them.
+        """
+        check_is_fitted(self)
+        tiles = self._tiles(self._check_images(X))
+        with _naming_images(tiles):
+            return self.detector_.is_reference(tiles)
 
     @property
     def clip(self) -> Any:

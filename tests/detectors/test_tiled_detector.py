@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from clipad_sklearn import (
     ImageReadError,
     OpenCLIP,
     PromptDetector,
+    ReferenceDetector,
     SDPDetector,
     TiledDetector,
     WinCLIPDetector,
@@ -256,3 +258,141 @@ def test_bad_parameters(params: dict[str, Any], message: str) -> None:
     tiled = TiledDetector(**{"detector": SDPDetector("tiny"), **params})
     with pytest.raises(ValueError, match=message):
         tiled.fit()
+
+
+@pytest.fixture(scope="module")
+def pages() -> list[np.ndarray]:
+    """Noise of one kind, (200, 300) pixels each, the last one with a small spot."""
+    rng = np.random.default_rng(1)
+    images = [
+        np.repeat(rng.normal(150, 4, (200, 300, 1)), 3, axis=2).round().astype(np.uint8)
+        for _ in range(8)
+    ]
+    images[-1][110:116, 200:206] = 0
+    return images
+
+
+class TestReferences:
+    """A photo is one reference, with all its tiles."""
+
+    @pytest.mark.parametrize("location", ["both", "same", "anywhere"])
+    def test_against_plain_loops(self, location: str, pages: list[np.ndarray]) -> None:
+        """Margins from features of crops, with one loop for each thing."""
+        params: dict[str, Any] = {"location": location, "layers": [3]}
+        tiled = TiledDetector(ReferenceDetector("tiny", **params), tiles=(1, 2))
+        tiled.fit(pages[:5])
+
+        def features(image: np.ndarray) -> list[np.ndarray]:
+            boxes = tiled.tile_boxes(image.shape[:2])
+            views = [image[t:b, x:r] for t, x, b, r in boxes] + [image]
+            # The tokens of a plain detector, which are tested for themselves.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tokens = ReferenceDetector("tiny", **params).fit(views)
+            rows = tokens.reference_tokens_[0][:, 0].astype(np.float64)
+            rows = rows.reshape(len(views), -1, rows.shape[-1])
+            return list(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
+
+        references = [features(image) for image in pages[:5]]
+
+        def scores(image: list[np.ndarray], others: list[Any]) -> np.ndarray:
+            """Highest patch distance of all views, at each place."""
+            found = []
+            for view, patches in enumerate(image):
+                anywhere, same = [], []
+                for other in others:
+                    far = [patches @ tile.T for tile in other]
+                    anywhere.append(np.max([c.max(axis=1) for c in far], axis=0))
+                    same.append((patches * other[view]).sum(axis=1))
+                nearest = {
+                    "anywhere": np.max(anywhere, axis=0),
+                    "same": np.max(same, axis=0),
+                }
+                places = ("anywhere", "same") if location == "both" else (location,)
+                found.append(
+                    [np.sqrt(2 - 2 * nearest[place].min()) for place in places]
+                )
+            return np.max(found, axis=0)
+
+        own = np.array(
+            [scores(r, references[:i] + references[i + 1 :])
+             for i, r in enumerate(references)]
+        )  # fmt: skip
+
+        def scale(values: np.ndarray) -> tuple[float, float]:
+            center, low = np.quantile(values, [0.5, 0.16])
+            return center, max(center - low, 0.01 * abs(center) + 1e-3)
+
+        scales = [scale(column) for column in own.T]
+
+        def deviations(rows: np.ndarray) -> np.ndarray:
+            return np.array([(r - [c for c, _ in scales]) / [s for _, s in scales]
+                             for r in rows]).max(axis=1)  # fmt: skip
+
+        z = deviations(own)
+        new = deviations(np.array([scores(features(pages[-1]), references)]))
+        if location == "both":
+            center, spread = scale(z)
+            z, new = (z - center) / spread, (new - center) / spread
+        np.testing.assert_allclose(tiled.score_samples(pages[:5]), 3 - z, atol=0.02)
+        margin = tiled.score_samples(pages[-1:])
+        np.testing.assert_allclose(margin, 3 - new, rtol=1e-3, atol=0.02)
+
+    @pytest.mark.parametrize("location", ["both", "anywhere"])
+    def test_a_small_spot(self, location: str, pages: list[np.ndarray]) -> None:
+        detector = ReferenceDetector("tiny", location=location)
+        tiled = TiledDetector(detector, tiles=(2, 3)).fit(pages[:6])
+        assert tiled.predict(pages[-1:]) == -1
+        boxes = tiled.tile_boxes((200, 300))
+        top, left, bottom, right = boxes[int(np.argmin(tiled.tile_scores(pages)[-1]))]
+        assert top <= 110 < bottom
+        assert left <= 200 < right
+        peak = np.unravel_index(
+            np.argmax(tiled.anomaly_maps(pages[-1:])[0]), (200, 300)
+        )
+        assert np.abs(np.array(peak) - (113, 203)).max() < 25
+
+    def test_a_reference_is_never_compared_with_itself(
+        self, pages: list[np.ndarray]
+    ) -> None:
+        params = {"tiles": (1, 2), "contamination": 0.4}
+        tiled = TiledDetector(ReferenceDetector("tiny"), **params)
+        together = tiled.fit_predict(pages[:5])
+        assert (together == -1).sum() == 2
+        np.testing.assert_array_equal(tiled.predict(pages[:5]), together)
+        margins = tiled.score_samples(pages[4::-1])[::-1]
+        np.testing.assert_array_equal(margins, tiled.detector_.reference_scores_)
+        assert tiled.is_reference(pages[3:7]).tolist() == [True, True, False, False]
+        with pytest.warns(UserWarning, match="are references of the detector"):
+            calibrate_threshold(tiled, pages[:5], max_false_alarm=0.2)
+
+    def test_one_tile_is_the_detector(self, pages: list[np.ndarray]) -> None:
+        tiled = TiledDetector(ReferenceDetector("tiny"), tiles=(1, 1)).fit(pages[:5])
+        alone = ReferenceDetector("tiny").fit(pages[:5])
+        np.testing.assert_array_equal(
+            tiled.score_samples(pages), alone.score_samples(pages)
+        )
+
+    def test_sizes_that_differ(self, pages: list[np.ndarray]) -> None:
+        cut = [page[: 200 - 40 * (i % 3)] for i, page in enumerate(pages)]
+        detector = ReferenceDetector("tiny", location="anywhere")
+        tiled = TiledDetector(detector, tile_size=120).fit(cut[:6])
+        assert np.isfinite(tiled.score_samples(cut)).all()
+        tiled.set_params(detector__location="both")
+        with pytest.raises(ValueError, match="expected 'anywhere' for tiles of photos"):
+            tiled.fit(cut[:6])
+        tiled.fit(pages[:5])
+        with pytest.raises(ValueError, match="compares tile with tile"):
+            tiled.score_samples(cut[2:3])
+
+    def test_turned_references(self, pages: list[np.ndarray]) -> None:
+        square = [page[:, :200] for page in pages]
+        detector = ReferenceDetector("tiny", orientations=4, location="anywhere")
+        tiled = TiledDetector(detector, tiles=(1, 2), overlap=0).fit(square[:5])
+        tokens = tiled.detector_.reference_tokens_[0]
+        assert tokens.shape[:2] == (5, 4 * 3)
+        assert np.isfinite(tiled.score_samples(square)).all()
+
+    def test_one_photo_is_too_few(self, pages: list[np.ndarray]) -> None:
+        with pytest.raises(ValueError, match="at least 2 photos"):
+            TiledDetector(ReferenceDetector("tiny")).fit(pages[:1])

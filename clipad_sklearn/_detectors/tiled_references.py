@@ -1,0 +1,169 @@
+"""Reference photos that are compared tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._clip.encoding import pixel_batches
+from .._clip.settings import check_clip
+from .reference import SPREADS, ReferenceDetector, check_layers, deviation_of, scale_of
+from .references import Photo, References, photo_ids
+from .tiles import Tiles
+
+if TYPE_CHECKING:
+    import torch
+
+    from .patch_distances import PatchMatcher
+
+
+class TiledReferences(ReferenceDetector):
+    """A `ReferenceDetector` to which the tiles of a photo belong together.
+
+    It takes `Tiles`, and scores each of them. A photo is one reference with all its
+    tiles and its whole, which are left out together and count as one neighbour. What
+    `reference_tokens_` has for each orientation, it has here for each tile of each
+    orientation, and ``"same"`` compares with the same tile.
+    """
+
+    n_tiles_: np.ndarray
+
+    @classmethod
+    def like(cls, detector: ReferenceDetector) -> TiledReferences:
+        """Return one with the parameters of a detector."""
+        return cls(**detector.get_params(deep=False))
+
+    def _check_images(self, X: Any) -> Sequence[Any]:
+        return X if isinstance(X, Tiles) else super()._check_images(X)
+
+    # -- fit ------------------------------------------------------------------------
+
+    def _learn(self, X: Any, references: References) -> None:
+        tower = self._tower()
+        self.layers_ = check_layers(self.layers, tower.shapes)
+        self.input_size_ = tower.input_size
+        for tiles, sizes in self._photos(X):
+
+            def encode(rows: list[int], tiles: Any = tiles) -> list[np.ndarray]:
+                tokens, _ = self._encode(tower, tiles)
+                # Of each orientation all tiles, so that those as they are come first.
+                return [
+                    np.moveaxis(block, 1, 0).reshape(1, -1, *block.shape[2:])
+                    for block in tokens
+                ]
+
+            references.add(tiles.flatten(0, 1)[np.newaxis], sizes[-1:], encode)
+        self._pad(references.photos)
+        self._keep(references)
+        n = len(self.reference_ids_)
+        if n < 2:
+            raise ValueError(
+                "A TiledDetector compares references with each other, but there is "
+                "only one: fit at least 2 photos."
+            )
+        self._set_location(n)
+        self._warn_about_references(len(X.images))
+        self._set_scales(tower, tiles)
+        self._set_thresholds()
+
+    def _pad(self, photos: dict[str, Photo]) -> None:
+        """Repeat tiles until all photos have as many, which changes no distance."""
+        import torch
+
+        from .._clip.patch_tokens import turned
+
+        counts = [len(photo.tokens[0]) for photo in photos.values()]
+        blank = torch.zeros(1, 3, *self.input_size_)
+        self.n_tiles_ = np.array(counts) // len(turned(blank, self.orientations))
+        for name, photo in photos.items():
+            rows = np.resize(np.arange(len(photo.tokens[0])), max(counts))
+            photos[name] = Photo(photo.size, [block[rows] for block in photo.tokens])
+
+    def _set_location(self, n: int) -> None:
+        super()._set_location(n)
+        if self.location_ != "anywhere" and len(set(self.n_tiles_.tolist())) > 1:
+            raise ValueError(
+                f"location={self.location!r}: expected 'anywhere' for tiles of photos "
+                "of different sizes, which have no common places. A grid, `tiles`, has."
+            )
+
+    def _set_scales(self, tower: Any, first: torch.Tensor) -> None:
+        import torch
+
+        matcher = self._matcher(tower.model.device)
+        found = []
+        for own in range(len(self.reference_ids_)):
+            queries = [block[own, : self.n_tiles_[own]] for block in matcher.references]
+            found.append(self._scored_tiles(matcher, queries, torch.tensor([own])))
+        self.patch_scale_ = scale_of(np.concatenate(found))
+        worst = np.stack([self._image_scores(scores).max(axis=0) for scores in found])
+        self.image_scale_ = scale_of(worst)
+        self.reference_scores_ = SPREADS - deviation_of(worst, self.image_scale_)
+        most = max(map(len, found))
+        self.reference_patch_scores_ = np.stack(
+            [scores[np.resize(np.arange(len(scores)), most)] for scores in found]
+        )
+
+    # -- scores -----------------------------------------------------------------------
+
+    def is_reference(self, X: Any) -> np.ndarray:
+        """Return which of the photos are references."""
+        ids = [photo_ids(t.flatten(0, 1)[np.newaxis])[0] for t, _ in self._photos(X)]
+        return np.isin(ids, self.reference_ids_)
+
+    def _photos(
+        self, tiles: Tiles
+    ) -> Iterator[tuple[torch.Tensor, list[tuple[int, int]]]]:
+        """Yield the pixels of all tiles of a photo, and their heights and widths."""
+        import torch
+
+        pixels: list[torch.Tensor] = []
+        sizes: list[tuple[int, int]] = []
+        counts = iter(tiles.counts)
+        count = next(counts)
+        for batch, batch_sizes in pixel_batches(check_clip(self.clip), tiles):
+            for one, size in zip(batch, batch_sizes, strict=True):
+                pixels.append(one)
+                sizes.append(size)
+                if len(pixels) == count:
+                    yield torch.stack(pixels), sizes
+                    pixels, sizes, count = [], [], next(counts, 0)
+
+    def _iter_patch_scores(
+        self, images: Any
+    ) -> Iterator[tuple[np.ndarray, list[tuple[int, int]]]]:
+        import torch
+
+        tower = self._tower()
+        matcher = self._matcher(tower.model.device)
+        numbers = {name: i for i, name in enumerate(self.reference_ids_.tolist())}
+        for tiles, sizes in self._photos(images):
+            own = numbers.get(photo_ids(tiles.flatten(0, 1)[np.newaxis])[0])
+            if own is not None:
+                yield self.reference_patch_scores_[own, : len(tiles)], sizes
+                continue
+            if self.location_ != "anywhere" and len(tiles) != self.n_tiles_[0]:
+                raise ValueError(
+                    f"A photo has {len(tiles)} tiles, but the references have "
+                    f"{self.n_tiles_[0]}, and location={self.location!r} compares tile "
+                    "with tile: use location='anywhere', or a grid, `tiles`."
+                )
+            step = check_clip(self.clip).batch_size
+            parts = [tower.encode(part, self.layers_)[0] for part in tiles.split(step)]
+            queries = [torch.cat(blocks) for blocks in zip(*parts, strict=True)]
+            yield self._scored_tiles(matcher, queries), sizes
+
+    def _scored_tiles(
+        self,
+        matcher: PatchMatcher,
+        queries: Sequence[torch.Tensor],
+        own: torch.Tensor | None = None,
+    ) -> np.ndarray:
+        """Return patch scores (n_tiles, n_places, rows, columns) of one photo."""
+        found = []
+        for view in range(len(queries[0])):
+            tile = [block[view : view + 1] for block in queries]
+            found.append(matcher.scores(tile, own, view)[:, 0].cpu().numpy())
+        return np.stack(found)
