@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from .._promises import n_scores_needed, smallest_promise, threshold_rank
 from ..metrics import to_outlier_labels
@@ -166,6 +167,8 @@ def calibrate_threshold(
             )
     if X is None:
         raise ValueError("X is None, but a threshold is set from images: pass some.")
+    if isinstance(X, Iterator):
+        X = list(X)  # it is gone through twice
 
     scores = _score_samples(detector, X, class_name)
     is_anomalous = check_labels(y, len(scores))
@@ -185,6 +188,8 @@ def are_references(detector: Any, X: Any) -> np.ndarray:
 
     A detector that keeps some says so in its method ``is_reference(X)``.
     """
+    if not hasattr(last_step(detector), "is_reference"):
+        return np.zeros(_num_samples(X), dtype=bool)
     if isinstance(detector, Pipeline):
         X = detector[:-1].transform(X) if len(detector) > 1 else X
         return are_references(detector[-1], X)
@@ -192,9 +197,7 @@ def are_references(detector: Any, X: Any) -> np.ndarray:
         return are_references(detector.estimator, X)
     if hasattr(detector, "best_estimator_"):
         return are_references(detector.best_estimator_, X)
-    if hasattr(detector, "is_reference"):
-        return np.asarray(detector.is_reference(X), dtype=bool)
-    return np.zeros(len(X), dtype=bool)
+    return np.asarray(detector.is_reference(X), dtype=bool)
 
 
 def _score_samples(detector: Any, X: Any, class_name: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._validation import all_or_nothing
 from .base import ClassNameDetector
+from .calibration import are_references
 from .class_names import (
     check_needs_no_labels,
     fit_named,
@@ -299,6 +300,24 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
         return np.stack(
             [score_named(detector, X, class_name) for detector in self.detectors_]
         )
+
+    def is_reference(self, X: Any) -> np.ndarray:
+        """Return which images a member keeps as references.
+
+        Parameters
+        ----------
+        X : sequence of path, PIL.Image or array, or one array
+            The images.
+
+        Returns
+        -------
+        ndarray of shape (n_images,), dtype bool
+            True for references, which can promise nothing: see
+            :func:`calibrate_threshold`.
+        """
+        check_is_fitted(self)
+        kept = [are_references(detector, X) for detector in self.detectors_]
+        return np.any(kept, axis=0)
 
     def _margins(self, X: Any, class_name: Any = None) -> np.ndarray:
         if isinstance(X, Iterator):

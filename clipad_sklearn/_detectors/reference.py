@@ -447,6 +447,7 @@ class ReferenceDetector(MapDetector):
         self.reference_scores_ = SPREADS - deviation_of(own, self.image_scale_)
 
     def _set_thresholds(self) -> None:
+        self.__dict__.pop("calibration_scores_", None)  # of an earlier fit
         self.classes_ = np.array([-1, 1])
         self.offset_ = 0.0
         self.pixel_offset_ = 0.5

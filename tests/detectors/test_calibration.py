@@ -17,11 +17,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from clipad_sklearn import (
+    CalibratedThresholdDetector,
     CLIPImageEncoder,
     FusionDetector,
     OpenCLIP,
     PromptDetector,
     RandomWordDetector,
+    ReferenceDetector,
+    TiledDetector,
     calibrate_threshold,
 )
 from clipad_sklearn._detectors.class_names import score_named
@@ -237,6 +240,36 @@ def test_references_promise_nothing(wrap):
     params["confidence"] = 0.9
     calibrate_threshold(wrap(detector), scores, np.arange(20) < 3, **params)
     assert detector.offset_ == 3
+
+
+@pytest.mark.parametrize("place", ["alone", "fusion", "tiled", "calibrated"])
+def test_references_wherever_they_are(place, photos):
+    references = ReferenceDetector("tiny")
+    words = make_pipeline(CLIPImageEncoder("tiny"), PromptDetector("tiny"))
+    members = [("words", words), ("references", references)]
+    detector = {
+        "alone": references,
+        "fusion": FusionDetector(members, method="logit_mean"),
+        "tiled": TiledDetector(references, tiles=(1, 2), overlap=0),
+        "calibrated": CalibratedThresholdDetector(
+            references, max_false_alarm=0.5, random_state=0
+        ),
+    }[place].fit(photos[:8])
+    kept = detector.is_reference(photos)
+    assert kept.sum() == (4 if place == "calibrated" else 8)
+    assert not kept[8:].any()
+    params = {"max_false_alarm": 0.2}
+    new, threshold = photos[8:], detector.offset_
+    with pytest.raises(ValueError, match="1 of the good images are references of the"):
+        calibrate_threshold(
+            detector, [*new, photos[kept.argmax()]], confidence=0.5, **params
+        )
+    assert detector.offset_ == threshold
+    calibrate_threshold(detector, iter(new), **params)
+    assert detector.offset_ == detector.score_samples(new).min()
+    assert detector.p_values(new).min() == 0.4
+    detector.fit(photos[:8])
+    assert hasattr(detector, "calibration_scores_") == (place == "calibrated")
 
 
 # Calibration scores -------------------------------------------------------------
