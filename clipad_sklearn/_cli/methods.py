@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -83,11 +82,23 @@ def _random_word(clip: OpenCLIP, choices: Choices) -> Any:
     )
 
 
+def _learned_words(clip: OpenCLIP, choices: Choices) -> Any:
+    """Return the member of other methods: frozen, where it may be kept."""
+    from .kept import is_kept, learned_words
+
+    words = _random_word(clip, choices)
+    if not is_kept(clip):
+        return words
+    from sklearn.frozen import FrozenEstimator
+
+    return FrozenEstimator(learned_words(words, clip))
+
+
 def _fusion(clip: OpenCLIP, choices: Choices) -> Any:
     from .._detectors.fusion import FusionDetector
 
     members = [
-        ("words", _random_word(clip, choices)),
+        ("words", _learned_words(clip, choices)),
         ("prompts", _prompt(clip, choices)),
     ]
     return FusionDetector(members)
@@ -127,18 +138,18 @@ class Method:
     make: Callable[[OpenCLIP, Choices], Any]
 
 
-def _reference_detector() -> Any:
-    return import_module(".._detectors.reference", __package__).ReferenceDetector
-
-
 def _reference(clip: OpenCLIP, choices: Choices) -> Any:
-    new = _reference_detector()
-    return new(clip, random_state=choices.random_state)
+    from .._detectors.reference import ReferenceDetector
+
+    return ReferenceDetector(clip, random_state=choices.random_state)
 
 
 def _mutual(clip: OpenCLIP, choices: Choices) -> Any:
-    new = _reference_detector()
-    return new(clip, n_neighbors=MUTUAL_SHARE, random_state=choices.random_state)
+    from .._detectors.reference import ReferenceDetector
+
+    return ReferenceDetector(
+        clip, n_neighbors=MUTUAL_SHARE, random_state=choices.random_state
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -147,7 +158,7 @@ METHODS: dict[str, Method] = {
     "random-word": Method(True, False, _random_word),
     "fusion": Method(True, False, _fusion),
     "winclip": Method(False, True, _winclip(_prompt)),
-    "winclip-random-word": Method(True, True, _winclip(_random_word)),
+    "winclip-random-word": Method(True, True, _winclip(_learned_words)),
     "winclip-fusion": Method(True, True, _winclip(_fusion)),
     "sdp": Method(False, True, _sdp),
     "sdp-plus": Method(True, True, _sdp_plus),
@@ -165,6 +176,10 @@ def method_name(text: str) -> str:
 def fitted_detector(name: str, clip: OpenCLIP, choices: Choices) -> Any:
     """Return the fitted detector, on images or on embeddings, of a method."""
     detector = METHODS[name].make(clip, choices)
+    if name == "random-word":
+        from .kept import learned_words
+
+        return learned_words(detector, clip)
     if name != "sdp-plus":
         return detector.fit(None)
     if choices.layers is not None:

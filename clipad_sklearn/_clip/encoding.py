@@ -17,6 +17,15 @@ from .._files import read_bytes
 from .._images import check_images, image_name, open_image
 from .._progress import progress_bar
 from .embedding_cache import EmbeddingCache, open_cache
+from .kept_model import (
+    ImageNames,
+    TextNames,
+    image_names,
+    keep_names,
+    known_names,
+    may_fill_context,
+    text_names,
+)
 from .models import load
 
 if TYPE_CHECKING:
@@ -27,14 +36,18 @@ if TYPE_CHECKING:
 def encode_texts(clip: OpenCLIP, texts: Sequence[str]) -> np.ndarray:
     """Return the embeddings (n_texts, n_features) of texts, duplicates encoded once."""
     texts = _check_texts(texts)
+    cache = open_cache(clip.embedding_cache)
+    unique = list(dict.fromkeys(texts))
+    kept = _kept_texts(clip, unique, cache)
+    if kept is not None:
+        return np.stack([kept[text] for text in texts])
     model = load(clip)
     _warn_of_cut_texts(model, texts)
-    cache = open_cache(clip.embedding_cache)
     known: dict[str, np.ndarray] = {}
     keys: dict[str, str] = {}
-    unique = list(dict.fromkeys(texts))
     if cache is not None:
-        keys = {text: _text_key(text, model) for text in unique}
+        salt = keep_names(text_names(model), clip, cache).salt
+        keys = {text: _text_key(text, salt) for text in unique}
         hits = cache.get_many(list(keys.values()))
         known = {text: hits[key] for text, key in keys.items() if key in hits}
     missing = [text for text in unique if text not in known]
@@ -49,6 +62,9 @@ def check_pairs(
     clip: OpenCLIP, normal: Sequence[str], anomalous: Sequence[str]
 ) -> None:
     """Raise ValueError where prompts of both states are cut to the same tokens."""
+    known = known_names(TextNames, clip, open_cache(clip.embedding_cache))
+    if known is not None and not may_fill_context(normal, known.context_length):
+        return
     model = load(clip)
     first, second = (model.may_fill_context(texts) for texts in (normal, anomalous))
     if not first or not second:
@@ -80,6 +96,20 @@ def _warn_of_cut_texts(model: LoadedModel, texts: list[str]) -> None:
         )
 
 
+def _kept_texts(
+    clip: OpenCLIP, texts: list[str], cache: EmbeddingCache | None
+) -> dict[str, np.ndarray] | None:
+    """Return the embeddings if all are kept, without loading the model."""
+    model = known_names(TextNames, clip, cache)
+    if model is None or cache is None or may_fill_context(texts, model.context_length):
+        return None
+    keys = [_text_key(text, model.salt) for text in texts]
+    hits = cache.get_many(keys)
+    if len(hits) < len(set(keys)):
+        return None
+    return {text: hits[key] for text, key in zip(texts, keys, strict=True)}
+
+
 def _encoded_batches(
     model: LoadedModel, texts: list[str], batch_size: int
 ) -> Iterator[tuple[list[str], np.ndarray]]:
@@ -101,8 +131,13 @@ def encode_images(
     if on_error not in ("raise", "nan"):
         raise ValueError(f"on_error={on_error!r}: expected 'raise' or 'nan'.")
     images = check_images(images)
-    model = load(clip)
     cache = open_cache(clip.embedding_cache)
+    kept = _kept_images(clip, images, cache)
+    if kept is not None:
+        return kept, []
+    model = load(clip)
+    if cache is not None:
+        keep_names(image_names(model, clip.resize), clip, cache)
     reader = _ImageReader(model, clip.resize, cache)
 
     rows = np.full((len(images), model.embedding_width), np.nan, np.float32)
@@ -143,6 +178,28 @@ def encode_images(
     for index, source in copies:
         rows[index] = rows[source]
     return rows, failures
+
+
+def _kept_images(
+    clip: OpenCLIP, images: Sequence[Any], cache: EmbeddingCache | None
+) -> np.ndarray | None:
+    """Return the embeddings if all images are files and kept, without the model."""
+    model = known_names(ImageNames, clip, cache)
+    if model is None or cache is None:
+        return None
+    rows = np.empty((len(images), model.embedding_width), np.float32)
+    for index, image in enumerate(images):
+        if not isinstance(image, (str, os.PathLike)):
+            return None
+        try:
+            key = _image_key(read_bytes(image), model.salt)
+        except ValueError:
+            return None  # said where it is read again
+        hit = cache.get_many([key])
+        if not hit:
+            return None
+        rows[index] = hit[key]
+    return rows
 
 
 def pixel_batches(
@@ -257,10 +314,9 @@ class _ImageReader:
     ) -> None:
         self.transform = model.transform(resize)
         self.cache = cache
-        self.salt = b""
+        self.salt = ""
         if cache is not None:
-            settings = f"image {model.identity} {model.dtype} {self.transform}"
-            self.salt = settings.encode()
+            self.salt = image_names(model, resize).salt
 
     def __call__(self, image: Any) -> tuple[str | None, Any, Any] | ValueError:
         try:
@@ -297,7 +353,7 @@ class _ImageReader:
             content = f"{image.size}".encode() + image.tobytes()
         if self.cache is None:
             return None, image
-        return hashlib.sha256(self.salt + b"\0" + content).hexdigest(), image
+        return _image_key(content, self.salt), image
 
 
 def _made(image: Any, then: Callable[[Any], Any]) -> Any:
@@ -324,6 +380,10 @@ def _check_texts(texts: Sequence[str]) -> list[str]:
     return texts
 
 
-def _text_key(text: str, model: LoadedModel) -> str:
-    settings = f"text {model.text_identity} {model.dtype}\0{text}"
+def _image_key(content: bytes, salt: str) -> str:
+    return hashlib.sha256(salt.encode() + b"\0" + content).hexdigest()
+
+
+def _text_key(text: str, salt: str) -> str:
+    settings = f"{salt}\0{text}"
     return hashlib.sha256(settings.encode("utf-8", "surrogatepass")).hexdigest()

@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from .image_size import set_image_size, unfit_size
+from .kept_model import may_fill_context
 from .loading import create
 from .models import LEAST_COSINE
 from .source import CONFIG, Source
@@ -158,10 +159,8 @@ class LoadedModel:
         return int(self.tokenizer.context_length)
 
     def may_fill_context(self, texts: Sequence[str]) -> list[str]:
-        """Return the texts that are perhaps longer than the context: no token is
-        shorter than one byte, and white space is none."""
-        room = self.context_length - 2
-        return [t for t in texts if len("".join(t.split()).encode()) >= room]
+        """Return the texts that are perhaps longer than the context."""
+        return may_fill_context(texts, self.context_length)
 
     def longer_than_context(self, texts: Sequence[str]) -> list[str]:
         """Return the texts whose end is cut off."""

@@ -1,0 +1,122 @@
+"""What a cache in a folder knows of a model, so that it need not be loaded.
+
+Where every embedding that is asked for is kept, torch and the weights would be loaded
+only to learn by which names. Those names are kept too, for weights that lie on this
+machine and have not been replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from .._version import __version__
+from .embedding_cache import EmbeddingCache, FolderCache
+from .models import n_features
+from .source import source_of
+
+if TYPE_CHECKING:
+    from .loaded_model import LoadedModel
+    from .settings import OpenCLIP
+
+_GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+
+
+@dataclass(frozen=True)
+class ImageNames:
+    """What has to be known of a model to find its embeddings of images."""
+
+    salt: str
+    embedding_width: int
+
+
+@dataclass(frozen=True)
+class TextNames:
+    """What has to be known of a model to find its embeddings of texts."""
+
+    salt: str
+    context_length: int
+
+
+Names = TypeVar("Names", ImageNames, TextNames)
+
+
+def image_names(model: LoadedModel, resize: str) -> ImageNames:
+    """Return what keeps embeddings of images apart from those of other models."""
+    salt = f"image {model.identity} {model.dtype} {model.transform(resize)}"
+    return ImageNames(salt, int(model.embedding_width))
+
+
+def text_names(model: LoadedModel) -> TextNames:
+    """Return what keeps embeddings of texts apart from those of other models."""
+    # Only this needs the tokenizer.
+    return TextNames(f"text {model.text_identity} {model.dtype}", model.context_length)
+
+
+def may_fill_context(texts: Sequence[str], context_length: int) -> list[str]:
+    """Return the texts that are perhaps longer than the context.
+
+    No token is shorter than one byte, and white space is none.
+    """
+    room = context_length - 2
+    return [text for text in texts if len("".join(text.split()).encode()) >= room]
+
+
+def known_names(
+    kind: type[Names], clip: OpenCLIP, cache: EmbeddingCache | None
+) -> Names | None:
+    """Return what the folder knows of a model that this process has not loaded."""
+    if not isinstance(cache, FolderCache) or n_features(clip) is not None:
+        return None
+    key = _key(kind, clip)
+    found = None if key is None else cache.get_many([key]).get(key)
+    return None if found is None else kind(**json.loads(unpacked(found)))
+
+
+def keep_names(names: Names, clip: OpenCLIP, cache: EmbeddingCache | None) -> Names:
+    """Let the folder know the model, where it may be taken at its word later."""
+    if isinstance(cache, FolderCache):
+        key = _key(type(names), clip)
+        if key is not None and not cache.get_many([key]):
+            cache.put_many({key: packed(json.dumps(asdict(names)).encode())})
+    return names
+
+
+def packed(content: bytes) -> np.ndarray:
+    """Return bytes as an entry of a cache."""
+    whole = len(content).to_bytes(8, "little") + content
+    return np.frombuffer(whole + bytes(-len(whole) % 4), "<f4")
+
+
+def unpacked(entry: np.ndarray) -> bytes:
+    """Return the bytes of an entry that `packed` made."""
+    whole = entry.astype("<f4", copy=False).tobytes()
+    return whole[8 : 8 + int.from_bytes(whole[:8], "little")]
+
+
+def _key(kind: type, clip: OpenCLIP) -> str | None:
+    """Return what changes when another model may be meant; None if unknown."""
+    if clip.device == "auto" and (
+        os.name == "nt" or any(os.path.exists(path) for path in _GPU_FILES)
+    ):
+        return None  # only torch knows which device that is
+    source = source_of(clip)
+    stamps = source.stamps()
+    if not any(stamps):
+        return None
+    settings = [
+        kind.__name__,
+        __version__,
+        *(importlib.metadata.version(name) for name in ("torch", "open_clip_torch")),
+        *asdict(source).values(),
+        *stamps,
+        *(clip.device, clip.precision, clip.resize, clip.image_size),
+    ]
+    return "model " + hashlib.sha256(repr(settings).encode()).hexdigest()
