@@ -308,6 +308,8 @@ class ClassNameDetector(BaseDetector):
 
 def is_uncalibrated(detector: BaseDetector) -> bool:
     """Return whether the threshold was never set from data."""
+    if hasattr(detector, "reference_scores_"):
+        return False  # its zero comes from the scores of the references
     # A detector that always sets it in `fit` has no such parameter.
     contamination = getattr(detector, "contamination", None)
     return contamination == "auto" and detector.offset_ == 0

@@ -26,6 +26,7 @@ from clipad_sklearn import (
     PromptDetector,
     PromptSet,
     RandomWordDetector,
+    ReferenceDetector,
     SDPDetector,
     SDPPlusDetector,
     TiledDetector,
@@ -119,6 +120,7 @@ def _estimators() -> dict[str, Any]:
             PromptDetector("tiny"), max_false_alarm=0.5, calibration_size=1.0
         ),
         "winclip": WinCLIPDetector("tiny", scorer=words, pixel_contamination=0.1),
+        "references": ReferenceDetector("tiny", contamination=0.3),
         "sdp": SDPDetector("tiny", contamination=0.5),
         "sdp+": SDPPlusDetector("tiny", n_epochs=1, random_state=0),
         "tiled": TiledDetector(SDPDetector("tiny"), tiles=(1, 2), contamination=0.3),
