@@ -1,6 +1,6 @@
 """What references cost, in passes of the image through the vision tower.
 
-ViT-B-16-plus-240 with random weights and the defaults of `ReferenceDetector`, CPU time::
+ViT-B-16-plus-240 with random weights, the defaults of `ReferenceDetector`, CPU time::
 
     OMP_NUM_THREADS=1 python benchmarks/reference_costs.py
 

@@ -129,6 +129,8 @@ def _estimators() -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore:The direction is learned from one:UserWarning")
+@pytest.mark.filterwarnings("ignore:Fewer than 4 references:UserWarning")
+@pytest.mark.filterwarnings("ignore:.* are references of the detector:UserWarning")
 @pytest.mark.parametrize("name", _estimators())
 def test_skops_needs_to_trust_our_types_only(name: str) -> None:
     estimator = _estimators()[name]
