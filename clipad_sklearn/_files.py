@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 EXTENSIONS = frozenset(
@@ -25,6 +26,8 @@ _SYSTEM_FOLDERS = frozenset(
         *("__macosx", "$windows.~bt"),
     }
 )
+# The list of maps and overlays in a folder.
+_OUTPUTS = ".clipad-outputs.json"
 # An uncompressed photo of 16 bits at Pillow's limit of pixels.
 _LARGEST_FILE = 2**30
 
@@ -48,11 +51,12 @@ def walk_images(folder: str) -> Walk:
     """Look for images in a folder and its subfolders; all lists are sorted."""
     walk = Walk()
     for parent, names in walk_files(folder, walk):
+        ours = outputs_in(parent)
         for name in names:
             path = os.path.join(parent, name)
             if os.path.splitext(name)[1].lower() not in EXTENSIONS:
                 walk.others.append(path)
-            elif is_output(name):
+            elif name in ours or _is_old_output(name):
                 walk.outputs.append(path)
             else:
                 walk.images.append(path)
@@ -88,12 +92,45 @@ def walk_files(folder: str, walk: Walk) -> Iterator[tuple[str, list[str]]]:
         yield parent, files
 
 
-def is_output(name: str) -> bool:
-    """Whether a name is that of a map or an overlay that ``--maps`` writes."""
+def is_output(folder: str, name: str) -> bool:
+    """Whether a file is a map or an overlay that ``--maps`` wrote."""
+    return name in outputs_in(folder) or _is_old_output(name)
+
+
+def _is_old_output(name: str) -> bool:
+    """Whether it is called as version 0.1.0, which kept no list, called its maps."""
     photo, ending = os.path.splitext(name.lower())
     photo, kind = os.path.splitext(photo)
     is_ours = ending == ".png" and kind in (".map", ".overlay")
     return is_ours and os.path.splitext(photo)[1] in EXTENSIONS
+
+
+def outputs_in(folder: str) -> frozenset[str]:
+    """Return the names of the maps and overlays that were written into a folder."""
+    try:
+        names = json.loads(read_bytes(os.path.join(folder, _OUTPUTS)))
+        return frozenset(name for name in names if isinstance(name, str))
+    except (TypeError, ValueError):  # there is none, or it is damaged
+        return frozenset()
+
+
+def claim_outputs(folder: str, names: Iterable[str]) -> None:
+    """Note what is about to be written, so that it is never taken for photos.
+
+    Raises FileExistsError for a file there that is not ours.
+    """
+    names = set(names)
+    known = outputs_in(folder)
+    for name in sorted(names - known):
+        path = os.path.join(folder, name)
+        if os.path.lexists(path) and not is_output(folder, name):
+            raise FileExistsError(f"{path} is there and was not written by clipad")
+    if not names <= known:
+        with (
+            replacing(os.path.join(folder, _OUTPUTS)) as temporary,
+            open(temporary, "w", encoding="ascii") as file,
+        ):
+            json.dump(sorted(names | known), file)
 
 
 def is_system_folder(name: str) -> bool:

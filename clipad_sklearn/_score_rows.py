@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,33 @@ def _score_images(
                 gone = {index for index, _, _ in failed}
                 left = [index for index in left if index not in gone]
     return scores, _with_not_a_number(scores, images, sorted(failures))
+
+
+def readable_maps(
+    detector: Any, images: Sequence[Any], size: Any = "image"
+) -> Iterator[tuple[int, np.ndarray | None, str]]:
+    """Yield position and map of each image, or None and the reason why there is none.
+
+    In order, except that images without a map come as they are noticed.
+    """
+    left = list(range(len(images)))
+    while left:
+        n_done = 0
+        try:
+            some = [images[i] for i in left]
+            for anomaly_map in detector.iter_anomaly_maps(some, size=size):
+                yield left[n_done], anomaly_map, ""
+                n_done += 1
+            return
+        except ImageReadError as error:
+            if not error.failures:
+                raise
+            failed = {left[i]: reason for i, _, reason in error.failures}
+        except MemoryError:
+            failed = {left[n_done]: "its map needs more memory than there is"}
+        for index, reason in failed.items():
+            yield index, None, reason
+        left = [index for index in left[n_done:] if index not in failed]
 
 
 def _with_not_a_number(

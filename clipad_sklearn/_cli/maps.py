@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from .._detectors.maps import MapDetector
+from .._files import claim_outputs
 from .._images import open_image
+from .._score_rows import readable_maps
 from .output import UsageError, as_usage_error, writing
 
 # Colours from the smallest to the largest score; the photo shows through, and less so
@@ -19,6 +22,9 @@ _COLORS = np.array(
 )
 _LARGEST_OPACITY = 0.75
 _CONTOUR = (0, 229, 255)
+_STRIP = 256  # rows
+# Bytes of a name, so that endings fit into the 255 that file systems allow.
+_LONGEST_NAME = 230
 
 
 def check_map_folder(folder: str) -> None:
@@ -33,31 +39,59 @@ def check_map_folder(folder: str) -> None:
 
 def write_maps(
     detector: MapDetector, paths: Sequence[str], folder: str, map_format: str
-) -> None:
+) -> list[tuple[str, str]]:
     """Write a map and an overlay for each image, at its size, and a legend.
 
     The overlays of one call share their colours: the smallest score of all images has
     the first, the largest the last. A line goes around what is above the threshold of
-    the detector's maps.
+    the detector's maps. Returns paths and reasons of images that have no overlay.
     """
     if not paths:
-        return
+        return []
     targets = _targets(paths, folder)
     lowest, highest = np.inf, -np.inf
     threshold = float(detector.pixel_offset_)
+    failures: dict[str, str] = {}
     with as_usage_error():
-        maps = detector.iter_anomaly_maps(paths)
-        for target, anomaly_map in zip(targets, maps, strict=True):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            _write_map(f"{target}.map.{map_format}", anomaly_map)
+        _claim([*targets, os.path.join(folder, "legend")], map_format)
+        for index, anomaly_map, reason in readable_maps(detector, paths):
+            if anomaly_map is None:
+                failures[paths[index]] = reason
+                continue
+            _write_map(f"{targets[index]}.map.{map_format}", anomaly_map)
             lowest = min(lowest, float(anomaly_map.min()))
             highest = max(highest, float(anomaly_map.max()))
         for target, path in zip(targets, paths, strict=True):
-            anomaly_map = _read_map(f"{target}.map.{map_format}")
-            shade = (anomaly_map - lowest) / max(highest - lowest, 1e-12)
-            mask = anomaly_map > threshold
-            _write_overlay(f"{target}.overlay.png", path, shade.clip(0, 1), mask)
-    _write_legend(os.path.join(folder, "legend.png"), lowest, highest, threshold)
+            if path in failures:
+                continue
+            try:
+                anomaly_map = _read_map(f"{target}.map.{map_format}")
+                shade = (anomaly_map - lowest) / max(highest - lowest, 1e-12)
+                overlay = _overlay(path, shade.clip(0, 1), anomaly_map > threshold)
+            except MemoryError:
+                failures[path] = "its overlay needs more memory than there is"
+            except ValueError as error:  # gone or changed since it was scored
+                failures[path] = str(error)
+            else:
+                _write_png(f"{target}.overlay.png", overlay)
+    if len(failures) < len(paths):
+        _write_legend(os.path.join(folder, "legend.png"), lowest, highest, threshold)
+    return list(failures.items())
+
+
+def _claim(targets: Sequence[str], map_format: str) -> None:
+    """Make the folders, and note in each what is about to be written there."""
+    names: dict[str, list[str]] = {}
+    for target in targets:
+        parent, name = os.path.split(target)
+        endings = (f".map.{map_format}", ".overlay.png", ".png")
+        names.setdefault(parent, []).extend(
+            name + ending
+            for ending in (endings[2:] if name == "legend" else endings[:2])
+        )
+    for parent, listed in names.items():
+        os.makedirs(parent, exist_ok=True)
+        claim_outputs(parent, listed)
 
 
 def _targets(paths: Sequence[str], folder: str) -> list[str]:
@@ -75,12 +109,25 @@ def _targets(paths: Sequence[str], folder: str) -> list[str]:
     return [
         os.path.join(
             folder,
-            os.path.relpath(
-                stem if counts[os.path.normcase(stem)] == 1 else path, root
+            _short(
+                os.path.relpath(
+                    stem if counts[os.path.normcase(stem)] == 1 else path, root
+                )
             ),
         )
         for path, stem in zip(absolute, stems, strict=True)
     ]
+
+
+def _short(path: str) -> str:
+    """Shorten the name of a file to which no ending could be added."""
+    parent, name = os.path.split(path)
+    encoded = os.fsencode(name)
+    if len(encoded) > _LONGEST_NAME:
+        digest = hashlib.sha256(encoded).hexdigest()[:12]
+        short = encoded[: _LONGEST_NAME - 13].decode("utf-8", "ignore")
+        name = f"{short}-{digest}"
+    return os.path.join(parent, name)
 
 
 def _write_map(path: str, anomaly_map: np.ndarray) -> None:
@@ -91,7 +138,7 @@ def _write_map(path: str, anomaly_map: np.ndarray) -> None:
             np.save(file, anomaly_map)
         else:
             levels = np.rint(anomaly_map * np.float32(65535)).astype(np.uint16)
-            Image.fromarray(levels).save(file, "PNG")
+            Image.fromarray(levels).save(file, "PNG", compress_level=1)
 
 
 def _read_map(path: str) -> np.ndarray:
@@ -118,22 +165,35 @@ def _contour(mask: np.ndarray) -> np.ndarray:
     """Return the border of a mask, thicker in larger images, within it."""
     from scipy import ndimage
 
-    width = max(1, round(max(mask.shape) / 250))
-    inside = ndimage.binary_erosion(
-        mask, np.ones((3, 3), dtype=bool), width, border_value=1
-    )
-    return mask & ~inside
+    size = 2 * max(1, round(max(mask.shape) / 250)) + 1
+    inside = mask.astype(np.uint8)
+    for axis in (0, 1):
+        ndimage.minimum_filter1d(
+            inside, size, axis, output=inside, mode="constant", cval=1
+        )
+    return mask & (inside == 0)
 
 
-def _write_overlay(path: str, image: str, shade: np.ndarray, mask: np.ndarray) -> None:
+def _overlay(image: str, shade: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    photo = open_image(image)
+    if photo.size != shade.shape[::-1]:
+        raise ValueError("it has changed since its map was made")
+    result = np.array(photo)
+    for top in range(0, len(shade), _STRIP):  # a large image needs no second copy
+        rows = slice(top, top + _STRIP)
+        opacity = _LARGEST_OPACITY * shade[rows, :, np.newaxis].astype(np.float32)
+        mixed = result[rows] * (1 - opacity) + _colors(shade[rows]) * opacity
+        result[rows] = np.rint(mixed)
+    result[_contour(mask)] = _CONTOUR
+    return result
+
+
+def _write_png(path: str, pixels: np.ndarray) -> None:
     from PIL import Image
 
-    photo = np.asarray(open_image(image))
-    opacity = (_LARGEST_OPACITY * shade.astype(np.float32))[..., np.newaxis]
-    mixed = photo * (1 - opacity) + _colors(shade) * opacity
-    mixed[_contour(mask)] = _CONTOUR
     with writing(path) as temporary, open(temporary, "wb") as file:
-        Image.fromarray(np.rint(mixed).astype(np.uint8)).save(file, "PNG")
+        # More compression takes several times as long, for little.
+        Image.fromarray(pixels).save(file, "PNG", compress_level=1)
 
 
 def _write_legend(path: str, lowest: float, highest: float, threshold: float) -> None:

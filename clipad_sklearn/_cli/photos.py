@@ -59,9 +59,8 @@ def _named(paths: Sequence[str]) -> Walk:
     """Sort out files that were named one by one."""
     walk = Walk()
     for path in paths:
-        (walk.outputs if is_output(os.path.basename(path)) else walk.images).append(
-            path
-        )
+        is_ours = is_output(*os.path.split(path))
+        (walk.outputs if is_ours else walk.images).append(path)
     return walk
 
 

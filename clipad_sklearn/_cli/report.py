@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -20,6 +20,9 @@ import numpy as np
 from .._images import open_image
 from .._progress import progress_bar
 from .output import writing
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Up to this many photos, thumbnails have this many pixels on the longer side: large
 # enough to judge a photo of a small set, and some 40 MB at 10,000 photos.
@@ -35,7 +38,7 @@ def write_report(
     uncalibrated: bool,
     settings: Any,
     versions: Any,
-    anomaly_maps: Iterable[np.ndarray] | None = None,
+    anomaly_maps: Iterable[np.ndarray | None] | None = None,
     map_threshold: float = 0.5,
     title: str | None = None,
     folder: str = "",
@@ -53,7 +56,7 @@ def write_report(
     side = next(side for most, side in _SIDES if len(rows) <= most)
     page_folder = os.path.dirname(os.path.abspath(path))
     scored = [row for row in rows if row["margin"] is not None]
-    maps: list[str] = []
+    maps: list[str | None] = []
     scale = (0.0, 1.0)
     if anomaly_maps is not None:
         maps, scale = _encoded_maps(anomaly_maps)
@@ -123,11 +126,15 @@ def _page(data: Any) -> str:
 
 def _thumbnail(row: dict[str, Any], side: int) -> tuple[str | None, int, int]:
     """Return a JPEG file as text, its width and its height."""
+
+    def smaller(image: Image.Image) -> Image.Image:
+        image.thumbnail((side, side))
+        return image
+
     try:
-        image = open_image(row["path"])
+        image = open_image(row["path"], smaller)
     except ValueError:  # gone or changed since it was scored
         return None, 1, 1
-    image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=72, optimize=True)
     return base64.b64encode(buffer.getvalue()).decode(), image.width, image.height
@@ -144,17 +151,24 @@ def _href(path: str, folder: str) -> str:
 
 
 def _encoded_maps(
-    anomaly_maps: Iterable[np.ndarray],
-) -> tuple[list[str], tuple[float, float]]:
+    anomaly_maps: Iterable[np.ndarray | None],
+) -> tuple[list[str | None], tuple[float, float]]:
     """Return maps of 256 levels as text, and what the first and the last mean.
 
     The scale is the same for all photos, so that they can be compared.
     """
-    stacked = np.stack(list(anomaly_maps))
-    low, high = np.quantile(stacked, [0.01, 0.999])
+    maps = list(anomaly_maps)
+    there = [anomaly_map for anomaly_map in maps if anomaly_map is not None]
+    if not there:  # all photos are gone meanwhile
+        return [None] * len(maps), (0.0, 1.0)
+    low, high = np.quantile(np.stack(there), [0.01, 0.999])
     high = max(high, low + 1e-12)
-    levels = np.rint(255 * np.clip((stacked - low) / (high - low), 0, 1))
-    texts = [
-        base64.b64encode(level.tobytes()).decode() for level in levels.astype(np.uint8)
-    ]
+
+    def text(anomaly_map: np.ndarray | None) -> str | None:
+        if anomaly_map is None:
+            return None
+        levels = np.rint(255 * np.clip((anomaly_map - low) / (high - low), 0, 1))
+        return base64.b64encode(levels.astype(np.uint8).tobytes()).decode()
+
+    texts = [text(anomaly_map) for anomaly_map in maps]
     return texts, (float(low), float(high))

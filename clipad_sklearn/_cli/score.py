@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._score_images import score_images
-from .._score_rows import has_margins, score_readable
+from .._score_rows import has_margins, readable_maps, score_readable
 from .detectors import Fitted, obtain_detector, save_detector
 from .output import (
     UsageError,
@@ -73,14 +73,16 @@ def run(settings: ScoreSettings) -> int:
         is_margin=has_margins(fitted.detector),
         calibration_scores=getattr(fitted.last, "calibration_scores_", None),
     )
-    _write(settings, fitted, threshold, rows)
+    lost, n_without_map = _write(settings, fitted, threshold, rows)
     if not settings.out:
         _print_rows(rows, threshold)
-    _print_summary(settings, threshold, *_counts(rows))
+    _print_summary(settings, threshold, *_counts(rows), lost)
     if settings.shift_test:
         say_shift(fitted, margins[np.isfinite(margins)])
     n_failures = len(failures) + threshold.n_unreadable + fitted.n_unreadable
-    return 1 if n_failures + n_unlisted else 0
+    if lost:
+        raise UsageError("\n".join(lost.values()))
+    return 1 if n_failures + n_unlisted + n_without_map else 0
 
 
 # -- on a cluster --------------------------------------------------------------
@@ -155,22 +157,46 @@ def _write(
     fitted: Fitted,
     threshold: Threshold,
     rows: list[dict[str, Any]],
-) -> None:
-    """Write all files that were asked for."""
+) -> tuple[dict[str, str], int]:
+    """Write all files that were asked for.
+
+    Returns which could not be written, with the errors, as one that cannot costs none
+    of the others; and of how many photos there is no map.
+    """
     about = _about(settings, fitted, threshold)
-    readable = [row["path"] for row in rows if row["rank"] is not None]
-    if settings.out:
-        write_rows(settings.out, rows, about)
-    if settings.report:
-        _write_report(settings, fitted, threshold, rows, about)
-    if settings.maps and readable:
+    readable = sorted(row["path"] for row in rows if row["rank"] is not None)
+    failures: list[tuple[str, str]] = []
+
+    def maps(folder: str) -> None:
         from .maps import write_maps
 
-        mapper = fitted.map_detector()
-        stage(f"writing maps of {counted(len(readable), 'photo')}" + _slow(fitted))
-        write_maps(mapper, sorted(readable), settings.maps, settings.map_format)
-    if settings.save:
-        save_detector(settings.save, fitted, settings.saved_clip_settings)
+        if readable:
+            mapper = fitted.map_detector()
+            stage(f"writing maps of {counted(len(readable), 'photo')}" + _slow(fitted))
+            failures.extend(write_maps(mapper, readable, folder, settings.map_format))
+
+    writers: list[tuple[str | None, Callable[[str], Any]]] = [
+        (settings.out, lambda path: write_rows(path, rows, about)),
+        (
+            settings.save,
+            lambda path: save_detector(path, fitted, settings.saved_clip_settings),
+        ),
+        (
+            settings.report,
+            lambda _: _write_report(settings, fitted, threshold, rows, about),
+        ),
+        (settings.maps, maps),
+    ]
+    lost: dict[str, str] = {}
+    for path, write in writers:
+        if path is not None:
+            try:
+                write(path)
+            except UsageError as error:
+                lost[path] = str(error)
+    for path, reason in failures:
+        say(f"no map: {path}: {reason}")
+    return lost, len(failures)
 
 
 def _slow(fitted: Fitted) -> str:
@@ -211,7 +237,9 @@ def _write_report(
         stage(f"heat maps of {counted(len(readable), 'photo')}" + _slow(fitted))
         mapper = fitted.map_detector()
         with as_usage_error():
-            maps = list(mapper.iter_anomaly_maps(readable, size=(MAP_SIDE, MAP_SIDE)))
+            found = readable_maps(mapper, readable, (MAP_SIDE, MAP_SIDE))
+            by_index = {index: anomaly_map for index, anomaly_map, _ in found}
+            maps = [by_index[index] for index in range(len(readable))]
         map_threshold = mapper.pixel_offset_
     write_report(
         settings.report,
@@ -268,6 +296,7 @@ def _print_summary(
     n_scored: int,
     n_anomalous: int,
     n_unreadable: int,
+    lost: Collection[str] = (),
 ) -> None:
     """Print what can be repeated to others, and what was written."""
     print(
@@ -280,6 +309,8 @@ def _print_summary(
         # With all digits: given back with --threshold, it gives the same verdicts.
         print(f"threshold {threshold.value!r} ({threshold.source})")
     for path in settings.written:
+        if path in lost:
+            continue
         print(f"wrote {printable(path)}")
     if threshold.source == "none":
         one_sided = n_scored >= 20 and n_anomalous in (0, n_scored)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +48,7 @@ def test_maps_and_overlays(method: str, tree: Path, tmp_path: Path) -> None:
             assert image.size == wanted.shape[::-1]
             assert image.mode == "RGB"
     names = {"legend.png", "a.png.map.png", "a.jpg.overlay.png", "deep/b.overlay.png"}
-    written = {path.relative_to(maps).as_posix() for path in maps.rglob("*.*")}
+    written = {path.relative_to(maps).as_posix() for path in maps.rglob("[!.]*.*")}
     assert names <= written
     assert len(written) == 7
     report = json.loads(out.read_text())
@@ -168,3 +170,48 @@ def test_errors_while_running(
     plus = ["score", str(tree), "--clip", "tiny", "--method", "sdp+"]
     assert main([*plus, "--layers", missing]) == 2
     assert "missing" in capsys.readouterr().err
+
+
+def test_what_was_written_is_no_photo_and_what_was_not_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maps among the photos, a long name, and a photo that vanishes before its map."""
+    monkeypatch.chdir(tmp_path)
+    photos = Path("photos")
+    photos.mkdir()
+    long = "x" * 243 + ".png"
+    for i, name in enumerate(("a.png", "b.png", "c.png", long)):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / name)
+    score = ["score", "photos", "--clip", "tiny", "--method", "sdp", "--no-cache"]
+    maps = [*score, "--maps", "photos"]
+    photos.joinpath("legend.png").write_text("somebody's own, and no photo")
+    assert main(maps) == 2
+    assert (
+        "legend.png is there and was not written by clipad" in capsys.readouterr().err
+    )
+    photos.joinpath("legend.png").unlink()
+
+    for _ in range(2):
+        assert main(maps) == 0
+        assert "4 photos scored" in capsys.readouterr().out
+    assert len(list(photos.glob("*.overlay.png"))) == 4
+
+    from clipad_sklearn._cli import maps as module
+
+    readable = module.readable_maps
+
+    def vanishing(detector: Any, paths: list[str]) -> Any:
+        photos.joinpath("b.png").unlink()  # before its map
+        yield from readable(detector, paths)
+        photos.joinpath("c.png").unlink()  # before its overlay
+
+    monkeypatch.setattr(module, "readable_maps", vanishing)
+    shutil.rmtree(photos / "maps", ignore_errors=True)
+    assert main([*score, "--maps", "maps", "--out", "scores.csv"]) == 1
+    error = capsys.readouterr().err
+    for name in ("b", "c"):
+        assert f"no map: {photos / name}.png: no such file" in error
+    written = [path.name for path in Path("maps").glob("?.overlay.png")]
+    assert written == ["a.overlay.png"]
+    assert Path("scores.csv").exists()

@@ -1,0 +1,81 @@
+"""Tables as spreadsheets and other systems leave them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clipad_sklearn.datasets import load_visa
+from clipad_sklearn.datasets._tables import read_table
+
+ROWS = [["object", "image"], ["Gehäuse", "a.png"], ["Schraube, M4", "b.png"]]
+
+
+def text(separator: str) -> str:
+    return "\n".join(separator.join(f'"{v}"' for v in row) for row in ROWS) + "\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_encodings_separators_and_line_ends(
+    encoding: str, separator: str, end: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(text(separator).replace("\n", end).encode(encoding))
+    assert [fields for _, fields in read_table(str(path))] == ROWS
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(text(",").encode(encoding))
+    assert [fields for _, fields in read_table(str(path))] == ROWS
+
+
+def test_blank_lines_and_spaces(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("\n\na; b ;;\n\n 1 ;2\n;;\n  \n3;4;;;\n")
+    with pytest.raises(ValueError, match=r"table.csv', line 5: expected 4 fields"):
+        list(read_table(str(path)))
+    path.write_text("\n\na; b \n\n 1 ;2\n;;\n  \n3;4;;;\n")
+    assert list(read_table(str(path))) == [
+        (3, ["a", "b"]),
+        (5, ["1", "2"]),
+        (8, ["3", "4"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,b\n1,2\n1,2,3\n", "line 3: expected 2 fields"),
+        (b"a,b\n1\n", "line 2: expected 2 fields"),
+        (b"a,b\n\x81\x8d,2\n", "line 2: expected a table in UTF-8"),
+        (b'a,b\n"' + b"x" * 200_000 + b'",1\n', "line 2: field larger than"),
+    ],
+)
+def test_errors_name_file_and_line(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"table.csv', {message}"):
+        list(read_table(str(path)))
+
+
+def test_paths_of_another_system(tmp_path: Path) -> None:
+    (tmp_path / "split_csv").mkdir()
+    (tmp_path / "split_csv" / "1cls.csv").write_bytes(
+        b"object;split;label;image;mask\r\n\r\n"
+        b"nut;test;normal;nut\\Data\\1.png;\r\n"
+        b"nut;test;anomaly;nut\\Data\\2.png;nut\\Masks\\2.png\r\n"
+    )
+    for name in ("Data/1.png", "Data/2.png", "Masks/2.png"):
+        (tmp_path / "nut" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / "nut" / name)
+    data = load_visa(tmp_path)
+    assert data.target.tolist() == [1, -1]
+    assert Path(data.masks[1]).is_file()

@@ -1,0 +1,411 @@
+"""What a pixel means, which files are opened, and what is said of the others."""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipad_sklearn import CLIPImageEncoder
+from clipad_sklearn import _decoding as decoding
+from clipad_sklearn._images import image_size, open_image
+from clipad_sklearn._masks import mask_pixels
+
+GREY = np.random.default_rng(0).integers(0, 256, (12, 16), dtype=np.uint8)
+COLOUR = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+
+
+def file(image: Any, kind: str = "PNG", **options: Any) -> bytes:
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + body))
+    return struct.pack(">I", len(body)) + kind + body + checksum
+
+
+def deep_png(pixels: np.ndarray) -> bytes:
+    """A PNG of 16 bits per channel, which Pillow cannot write in colour."""
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[pixels.shape[2]]
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+def tiff(
+    pixels: np.ndarray,
+    *,
+    bits: int,
+    photometric: int = 1,
+    planar: int = 1,
+    sample_format: int = 1,
+    width: int | None = None,
+) -> bytes:
+    """An uncompressed TIFF with one strip for each plane."""
+    n = 1 if pixels.ndim == 2 else 3
+    height = pixels.shape[1 if planar == 2 else 0]
+    width = width or (pixels.shape[2] if planar == 2 else pixels.shape[1])
+    n_strips = n if planar == 2 else 1
+    size = pixels.nbytes // n_strips
+    start = 400
+    tags: list[tuple[int, str, list[int]]] = [
+        (256, "I", [width]),
+        (257, "I", [height]),
+        (258, "H", [bits] * n),
+        (259, "H", [1]),
+        (262, "H", [photometric]),
+        (273, "I", [start + i * size for i in range(n_strips)]),
+        (277, "H", [n]),
+        (278, "I", [height]),
+        (279, "I", [size] * n_strips),
+        (284, "H", [planar]),
+        (339, "H", [sample_format] * n),
+    ]
+    directory, extra = struct.pack("<H", len(tags)), b""
+    end = 8 + 2 + 12 * len(tags) + 4
+    for tag, kind, values in tags:
+        value = struct.pack(f"<{len(values)}{kind}", *values)
+        if len(value) > 4:
+            place = struct.pack("<I", end + len(extra))
+            extra += value
+            value = place
+        code = 3 if kind == "H" else 4
+        directory += struct.pack("<HHI", tag, code, len(values)) + value.ljust(4, b"\0")
+    head = b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 0) + extra
+    return head.ljust(start, b"\0") + pixels.tobytes()
+
+
+def opened(content: Any) -> np.ndarray:
+    return np.asarray(open_image(content))
+
+
+# -- alpha -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "array", "float", "TGA", "palette"])
+def test_alpha_that_is_zero_everywhere_is_none(kind: str) -> None:
+    rgba = np.dstack([COLOUR, np.zeros((12, 16), np.uint8)])
+    expected, content = COLOUR, file(rgba)
+    if kind == "LA":
+        expected = np.dstack([GREY] * 3)
+        content = file(
+            Image.merge("LA", [Image.fromarray(GREY), Image.new("L", (16, 12))])
+        )
+    elif kind == "array":
+        content = rgba
+    elif kind == "float":
+        content = rgba / 255
+    elif kind == "TGA":
+        content = file(rgba, "TGA")
+    elif kind == "palette":
+        palette = Image.fromarray(GREY).convert("P")
+        content = file(palette, transparency=bytes(256))
+        expected = np.dstack([GREY] * 3)
+    np.testing.assert_array_equal(opened(content), expected)
+
+
+def test_alpha_that_says_something_lies_on_white() -> None:
+    alpha = np.zeros((12, 16), np.uint8)
+    alpha[:, 8:] = 255
+    seen = opened(file(np.dstack([COLOUR, alpha])))
+    assert (seen[:, :8] == 255).all()
+    np.testing.assert_array_equal(seen[:, 8:], COLOUR[:, 8:])
+
+
+# -- numbers -----------------------------------------------------------------------
+
+
+def test_white_is_zero() -> None:
+    eight = opened(tiff(255 - GREY, bits=8, photometric=0))
+    wide = 65535 - GREY.astype("<u2") * 257
+    np.testing.assert_array_equal(eight, np.dstack([GREY] * 3))
+    np.testing.assert_array_equal(opened(tiff(wide, bits=16, photometric=0)), eight)
+    mask = np.eye(12, 16, dtype="<u2") * 65535
+    content = tiff(65535 - mask, bits=16, photometric=0)
+    np.testing.assert_array_equal(mask_pixels(content), mask > 0)
+    with pytest.raises(ValueError, match="real numbers in which white is zero"):
+        opened(tiff(np.zeros((12, 16), "<f4"), bits=32, photometric=0, sample_format=3))
+
+
+def test_twelve_bits_in_a_tiff_reach_white() -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (12, 16))
+    packed = np.zeros((12, 24), np.uint8)
+    packed[:, 0::3] = values[:, 0::2] >> 4
+    packed[:, 1::3] = ((values[:, 0::2] & 15) << 4) | (values[:, 1::2] >> 8)
+    packed[:, 2::3] = values[:, 1::2] & 255
+    seen = opened(tiff(packed, bits=12, width=16))[..., 0]
+    np.testing.assert_allclose(seen, values * 255 / 4095, atol=0.51)
+
+
+def test_planes() -> None:
+    planes = np.ascontiguousarray(COLOUR.transpose(2, 0, 1))
+    content = tiff(planes, bits=8, photometric=2, planar=2)
+    np.testing.assert_array_equal(opened(content), COLOUR)
+    wide = planes.astype("<u2") * 257
+    with pytest.raises(ValueError, match="16 bits in separate planes"):
+        opened(tiff(wide, bits=16, photometric=2, planar=2))
+    together = tiff(COLOUR.astype("<u2") * 257, bits=16, photometric=2)
+    np.testing.assert_array_equal(opened(together), COLOUR)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("i1", 8), ("<i2", 16), ("<i4", 32)])
+def test_signed_pixels_are_refused_as_photos_not_as_masks(
+    dtype: str, bits: int
+) -> None:
+    content = tiff(np.eye(12, 16, dtype=dtype), bits=bits, sample_format=2)
+    with pytest.raises(ValueError, match="signed pixels have no known white"):
+        opened(content)
+    np.testing.assert_array_equal(mask_pixels(content), np.eye(12, 16, dtype=bool))
+
+
+FEW = {
+    "PNG, colour, 12 bits": (deep_png(COLOUR.astype(np.uint16) * 16), 4095),
+    "PNG, colour, 10 bits": (deep_png(COLOUR.astype(np.uint16) * 4), 4095),
+    "PNG, grey with alpha": (
+        deep_png(np.dstack([GREY * np.uint16(16), GREY * 0 + np.uint16(65535)])),
+        4095,
+    ),
+    "PNG, colour with alpha": (
+        deep_png(np.dstack([COLOUR * np.uint16(16), GREY * 0 + np.uint16(65535)])),
+        4095,
+    ),
+    "PNG, 8 bits in 16": (deep_png(COLOUR.astype(np.uint16)), 255),
+    "TIFF, colour, 12 bits": (
+        tiff(COLOUR.astype("<u2") * 16, bits=16, photometric=2),
+        4095,
+    ),
+    "array, colour": (COLOUR.astype(np.uint16) * 16, 4095),
+    "array with alpha": (
+        np.dstack([COLOUR * np.uint16(16), GREY * 0 + np.uint16(65535)]),
+        4095,
+    ),
+    "array of 8 bits": (GREY % 8, 7),
+    "PNG of 8 bits": (file(GREY % 8), 7),
+    "floats": (COLOUR / 65535, "1/16"),
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_small_part_of_the_range_warns(name: str) -> None:
+    content, highest = FEW[name]
+    with pytest.warns(UserWarning, match=f"no value above {highest}, so it will look"):
+        open_image(content)
+
+
+def test_dark_and_black_photos_of_8_bits_do_not_warn() -> None:
+    for pixels in (GREY // 16, GREY * 0, COLOUR // 8, COLOUR / 255 / 8):
+        open_image(pixels)
+
+
+# -- masks -------------------------------------------------------------------------
+
+MASK = np.zeros((12, 16), dtype=bool)
+MASK[3:7, 4:9] = True
+
+
+def palette_of(mask: np.ndarray, colours: list[int]) -> Image.Image:
+    image = Image.frombytes("P", (16, 12), mask.astype(np.uint8).tobytes())
+    image.putpalette(colours)
+    return image
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        palette_of(~MASK, [255, 255, 255, 0, 0, 0]),  # white is entry 0
+        palette_of(MASK, [0, 0, 0, 128, 0, 0]),
+        palette_of(MASK, [10, 10, 10, 200, 200, 200]),  # neither is black
+        Image.fromarray(np.where(MASK, 250, 5).astype(np.uint8)),
+        Image.fromarray(np.where(MASK, 2, 1).astype(np.uint8)),
+        Image.fromarray(np.dstack([MASK * np.uint8(255)] * 3 + [MASK * np.uint8(255)])),
+        Image.fromarray(
+            np.dstack([np.full((12, 16, 3), 255, np.uint8), MASK * np.uint8(255)])
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_masks_of_two_levels_are_read_by_their_grey(
+    image: Image.Image, kind: str
+) -> None:
+    np.testing.assert_array_equal(
+        mask_pixels(Image.open(io.BytesIO(file(image, kind)))), MASK
+    )
+
+
+def test_masks_of_many_levels_warn() -> None:
+    soft = np.where(MASK, 255, 0).astype(np.uint8)
+    soft[3, 4:9] = 128
+    for content in (file(soft), file(Image.fromarray(GREY), "JPEG")):
+        with pytest.warns(UserWarning, match="more than two grey levels"):
+            mask_pixels(Image.open(io.BytesIO(content)))
+    labels = np.arange(192, dtype=np.uint8).reshape(12, 16) % 7
+    np.testing.assert_array_equal(mask_pixels(Image.fromarray(labels)), labels > 0)
+
+
+# -- metadata ----------------------------------------------------------------------
+
+
+def with_chunk(content: bytes, kind: bytes, body: bytes, good: bool = True) -> bytes:
+    added = chunk(kind, body)
+    added = added if good else added[:-1] + bytes([added[-1] ^ 1])
+    return content[:33] + added + content[33:]
+
+
+BROKEN = {
+    "EXIF without TIFF": with_chunk(file(COLOUR), b"eXIf", b"no tiff header"),
+    "EXIF cut short": with_chunk(file(COLOUR), b"eXIf", b"MM\0*\0\0\0\x08\0\x05"),
+    "wrong checksum": with_chunk(file(COLOUR), b"tEXt", b"a\0b", good=False),
+    "text that is a bomb": with_chunk(
+        file(COLOUR), b"zTXt", b"a\0\0" + zlib.compress(bytes(2 * 10**6))
+    ),
+    "profile that is none": with_chunk(file(COLOUR), b"iCCP", b"a\0\0xx"),
+    "orientation 99": file(
+        COLOUR, exif=b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0c\0\0\0\0\0\0\0"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_metadata_cost_no_photo(name: str) -> None:
+    np.testing.assert_array_equal(opened(BROKEN[name]), COLOUR)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_photos_and_sizes(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = file(Image.fromarray(COLOUR), kind, exif=exif)
+    expected = (16, 12) if orientation >= 5 else (12, 16)
+    assert opened(content).shape[:2] == image_size(content) == expected
+
+
+# -- files that are no photos ------------------------------------------------------
+
+OTHERS = {
+    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(100), "plug-in pillow-heif"),
+    "HEIF of another brand": (b"\0\0\0\x18ftypmif1" + bytes(100), "pillow-heif"),
+    "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript file"),
+    "EPS with a preview": (b"\xc5\xd0\xd3\xc6" + bytes(60), "a PostScript file"),
+    "PDF": (b"%PDF-1.7\n", "a PDF document"),
+    "PSD": (b"8BPS\0\1" + bytes(60), "a Photoshop file"),
+    "JPEG XL": (b"\xff\x0a" + bytes(60), "a JPEG XL image"),
+    "DICOM": (bytes(128) + b"DICM" + bytes(60), "a DICOM file"),
+    "video": (b"\0\0\0\x18ftypmp42" + bytes(60), "a video"),
+    "web page": (b"<!DOCTYPE html><title>404</title>", "a web page"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    "array": (b"\x93NUMPY\1\0" + bytes(60), "load it in Python"),
+    "FITS": (b"SIMPLE  =    T" + bytes(60), "a FITS file"),
+    "TIFF of doubles": (
+        tiff(np.zeros((4, 4)), bits=64, sample_format=3),
+        "a TIFF image of a kind that is not read",
+    ),
+    "text": (b"not an image at all", "not an image, or of an unknown format"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_photo_is_named(name: str, tmp_path: Path) -> None:
+    content, reason = OTHERS[name]
+    path = tmp_path / "photo.png"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        open_image(path)
+    with pytest.raises(ValueError, match=reason):
+        image_size(path)
+
+
+def test_only_listed_formats_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all the readers of Pillow, and those that other packages add."""
+    Image.init()
+    tried = []
+
+    def spy(name: str, opener: Any) -> Any:
+        def open_(*arguments: Any) -> Any:
+            tried.append(name)
+            return opener[0](*arguments)
+
+        return open_, None
+
+    spies = {name: spy(name, opener) for name, opener in Image.OPEN.items()}
+    monkeypatch.setattr(Image, "OPEN", spies)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=r".+"):
+            open_image(b"\x01\x02\x03 no format begins so")
+    assert set(tried) <= set(decoding._FORMATS)
+    assert len(tried) > 5
+
+
+# -- memory ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["file", "array", "later"])
+def test_an_image_without_memory_costs_its_own_row(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> Any:
+        raise MemoryError
+
+    def then(image: Image.Image) -> Any:
+        raise MemoryError
+
+    if kind == "file":
+        monkeypatch.setattr(Image.Image, "convert", fails)
+    elif kind == "array":
+        monkeypatch.setattr(Image, "fromarray", fails)
+    with pytest.raises(ValueError, match="needs more memory than there is"):
+        if kind == "array":
+            open_image(COLOUR)
+        elif kind == "file":
+            open_image(FILE)
+        else:
+            open_image(FILE, then)
+
+
+FILE = file(COLOUR)
+
+
+def test_large_images_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_MOST_PIXELS", 200)  # each has 192
+    at_once = most = 0
+    lock = threading.Lock()
+
+    def then(image: Image.Image) -> None:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        threading.Event().wait(0.01)
+        with lock:
+            at_once -= 1
+
+    threads = [threading.Thread(target=open_image, args=(FILE, then)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert decoding._budget.taken == 0
+
+
+def test_a_photo_that_vanishes_is_an_error_row(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    path.write_bytes(FILE)
+    encoder = CLIPImageEncoder("tiny", on_error="nan")
+    assert np.isfinite(encoder.transform([path])).all()
+    path.unlink()
+    assert np.isnan(encoder.transform([path, COLOUR])).any(axis=1).tolist() == [1, 0]
