@@ -90,7 +90,7 @@ def test_overlay_shows_the_photo_and_a_line(tmp_path: Path) -> None:
     class Half:
         pixel_offset_ = 0.5
 
-        def iter_anomaly_maps(self, paths: list[str]) -> list[np.ndarray]:
+        def iter_anomaly_maps(self, paths: list[str], size: str) -> list[np.ndarray]:
             anomaly_map = np.zeros((40, 60), dtype=np.float32)
             anomaly_map[:, 30:] = 1
             return [anomaly_map for _ in paths]
