@@ -18,7 +18,6 @@ from sklearn.utils.validation import check_is_fitted
 from .._clip.models import load
 from .._errors import ImageReadError
 from .._validation import all_or_nothing
-from .calibration import are_references
 from .class_names import fit_named, names_of_images, score_named
 from .maps import MapDetector, resized
 from .reference import ReferenceDetector
@@ -230,26 +229,6 @@ class TiledDetector(MapDetector):
         tiles = self._tiles(self._check_images(X))
         margins = self._tile_margins(tiles, class_name)
         return np.split(margins, np.flatnonzero(np.diff(tiles.owners)) + 1)
-
-    def is_reference(self, X: Any) -> np.ndarray:
-        """Return which images the detector keeps as references, all their tiles.
-
-        Parameters
-        ----------
-        X : sequence of path, PIL.Image or array, or one array
-            The images.
-
-        Returns
-        -------
-        ndarray of shape (n_images,), dtype bool
-            True for references, which can promise nothing: see
-            :func:`calibrate_threshold`.
-        """
-        check_is_fitted(self)
-        tiles = self._tiles(self._check_images(X))
-        kept = np.ones(len(tiles.images), dtype=bool)
-        np.logical_and.at(kept, tiles.owners, are_references(self.detector_, tiles))
-        return kept
 
     def _geometry(self) -> tuple[tuple[int, int] | None, tuple[int, int] | None, float]:
         """Return the checked grid or size of tiles, and the overlap."""
