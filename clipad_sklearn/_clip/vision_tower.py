@@ -151,6 +151,23 @@ class VisionTower:
             x = add_mlp(block, x + out(block, torch.cat(attended)))
         return _sequences(x, shapes)
 
+    # -- patches ---------------------------------------------------------------
+
+    def patch_tokens(self, pixels: torch.Tensor) -> np.ndarray:
+        """Return the patch tokens (n_images, n_patches, width) of the last block.
+
+        They are normalised as the image's token is before its projection. After
+        attention pooling that layer is of another width, and left out.
+        """
+        with self.model.inference():
+            x = self._embed(pixels)
+            for block in self.blocks:
+                x = block(x)
+            x = x[:, 1:]
+            if self.visual.attn_pool is None:
+                x = self.visual.ln_post(x)
+            return x.float().cpu().numpy()
+
     # -- dual path -------------------------------------------------------------
 
     def check_dual_path(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -185,18 +185,7 @@ class MapDetector(ClassNameDetector):
         size: str | tuple[int, int],
         class_name: str | list[str] | None,
     ) -> Iterator[np.ndarray]:
-        start = 0
-        for pixels, image_sizes in pixel_batches(clip, images):
-            names = class_name
-            if isinstance(class_name, list):
-                names = class_name[start : start + len(image_sizes)]
-            start += len(image_sizes)
-
-            def maps_of(part: slice, pixels: Any = pixels, names: Any = names) -> Any:
-                some = names[part] if isinstance(names, list) else names
-                return self._model_maps(pixels[part], some)
-
-            maps = load(clip).within_memory("maps", len(pixels), maps_of)
+        for maps, image_sizes in batches(clip, images, class_name, self._model_maps):
             for anomaly_map, image_size in zip(maps, image_sizes, strict=True):
                 yield sized(anomaly_map, size, image_size)
 
@@ -242,6 +231,27 @@ def pixel_quantile(maps: Iterable[np.ndarray], share: float) -> float:
     above = counts[::-1].cumsum()[::-1] - counts
     allowed = floor_count(share, int(counts.sum()))
     return (int(np.argmax(above <= allowed)) + 0.5) / _N_BINS
+
+
+def batches(
+    clip: OpenCLIP,
+    images: Sequence[Any],
+    class_name: str | list[str] | None,
+    work: Callable[[torch.Tensor, str | list[str] | None], np.ndarray],
+) -> Iterator[tuple[np.ndarray, list[tuple[int, int]]]]:
+    """Yield what `work` makes of the pixels and names of each batch, and the sizes."""
+    start = 0
+    for pixels, image_sizes in pixel_batches(clip, images):
+        names = class_name
+        if isinstance(class_name, list):
+            names = class_name[start : start + len(image_sizes)]
+        start += len(image_sizes)
+
+        def work_on(part: slice, pixels: Any = pixels, names: Any = names) -> Any:
+            some = names[part] if isinstance(names, list) else names
+            return work(pixels[part], some)
+
+        yield load(clip).within_memory("maps", len(pixels), work_on), image_sizes
 
 
 def upsampled(

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from scipy.special import expit
 from sklearn.base import clone
+from sklearn.utils.validation import check_is_fitted
 
+from .._clip.encoding import pixel_batches
 from .._clip.models import load
 from .._clip.settings import OpenCLIP, check_clip
 from .._validation import all_or_nothing
-from .class_names import check_needs_no_labels, fit_named, score_named
-from .maps import MapDetector, upsampled
+from .class_names import (
+    check_needs_no_labels,
+    fit_named,
+    names_of_images,
+    score_named,
+)
+from .maps import MapDetector, batches, upsampled
 from .prompt import PromptDetector
+from .references import photo_ids
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +56,9 @@ class WinCLIPDetector(MapDetector):
         Height and width of the windows in patches. Each size is a scale.
     image_scale : bool, default=True
         Whether the score of the whole image counts as one more scale of the map.
+    references : bool, default=False
+        Whether the images given to `fit` are kept as references (WinCLIP+): a few
+        normal ones, with which patches and windows are compared.
     contamination : "auto" or float, default="auto"
         ``"auto"`` sets `offset_` to 0. A number in (0, 0.5] is the share of the images
         given to `fit` that are called anomalous.
@@ -57,6 +70,14 @@ class WinCLIPDetector(MapDetector):
     ----------
     scorer_ : detector
         The fitted scorer.
+    reference_ids_ : list of str
+        With `references`: a digest of the pixels of each reference, as the model sees
+        them.
+    reference_patches_ : ndarray of shape (n_references, n_patches, width)
+        With `references`: their patch tokens, of length 1 and dtype float16.
+    reference_windows_ : ndarray of shape (n_references, n_windows, n_features)
+        With `references`: the embeddings of their windows of all sizes, of dtype
+        float16.
     offset_ : float
         The threshold on the margin. It may be set after fitting.
     pixel_offset_ : float
@@ -69,7 +90,14 @@ class WinCLIPDetector(MapDetector):
     ------
     ValueError
         From `fit`, if a parameter is out of range, if the scorer's CLIP is another
-        one, or if the CLIP has no vision transformer of open_clip.
+        one, if the CLIP has no vision transformer of open_clip, or if there are no
+        images to be references. With one reference, from whatever compares it with
+        itself.
+
+    Warns
+    -----
+    UserWarning
+        From `fit`, if references are copies of others; each is kept once.
 
     See Also
     --------
@@ -93,7 +121,22 @@ class WinCLIPDetector(MapDetector):
     implementations have them. These leave the margin's temperature open (0.01 or
     0.07); it is the scorer's. Scorers other than prompts are our addition.
 
-    A map costs about as much as a dozen passes of the image.
+    With ``references=True`` the association of a patch token or window embedding e with
+    the references' e_j of the same scale is (1 - max_j cos(e, e_j)) / 2, rounded to 16
+    bits before. Scales are the patch tokens of the last block, normalised but not
+    projected, and each window size, whose associations go to patches by the same
+    harmonic mean. With F, the mean over scales, and M, the map above, the map is
+    (M + F) / 2 and the anomaly probability of the image (p + max F) / 2, with p that
+    of the scorer [1]_. The score is the log-odds of normal. An image is never compared
+    with itself: a reference, known by its pixels, leaves itself out, so that scores of
+    references are honest. That is our addition.
+
+    F is small for most images. So with references set thresholds from images, by
+    `contamination`, `pixel_contamination` or, with other images than the references,
+    :func:`calibrate_threshold`.
+
+    A map costs about as much as a dozen passes of the image; so does a score with
+    references.
 
     ``class_name`` may also be given to every method, as one string or as one per
     image; a scorer that takes none ignores it.
@@ -116,7 +159,11 @@ class WinCLIPDetector(MapDetector):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "image_scale": ["boolean"],
+        "references": ["boolean"],
     }
+
+    # For detectors that version 0.1.0 saved, which have no such parameter.
+    references: bool = False
 
     def __init__(
         self,
@@ -125,6 +172,7 @@ class WinCLIPDetector(MapDetector):
         scorer: Any = None,
         window_sizes: Sequence[int | tuple[int, int]] = (2, 3),
         image_scale: bool = True,
+        references: bool = False,
         contamination: float | str = "auto",
         pixel_contamination: float | str = "auto",
     ) -> None:
@@ -132,6 +180,7 @@ class WinCLIPDetector(MapDetector):
         self.scorer = scorer
         self.window_sizes = window_sizes
         self.image_scale = image_scale
+        self.references = references
         self.contamination = contamination
         self.pixel_contamination = pixel_contamination
 
@@ -139,13 +188,14 @@ class WinCLIPDetector(MapDetector):
     def fit(
         self, X: Any = None, y: Any = None, class_name: Any = None
     ) -> WinCLIPDetector:
-        """Fit the scorer.
+        """Fit the scorer, and keep the references.
 
         Parameters
         ----------
         X : sequence of images or None, default=None
-            Images, for what the scorer learns from their embeddings and for numeric
-            `contamination` and `pixel_contamination`; otherwise None will do.
+            Images, for what the scorer learns from their embeddings, for `references`
+            and for numeric `contamination` and `pixel_contamination`; otherwise None
+            will do.
         y : None
             Ignored.
         class_name : str, array-like of str of shape (n_images,) or None, default=None
@@ -178,35 +228,170 @@ class WinCLIPDetector(MapDetector):
                 f"The scorer {scorer!r} takes embeddings of {expected} features, but "
                 f"clip={self.clip!r} makes {width}. Both need the same clip."
             )
+        for name in ("reference_ids_", "reference_patches_", "reference_windows_"):
+            self.__dict__.pop(name, None)  # of an earlier fit
+        if self.references:
+            self._keep_references(clip, X)
         self._set_offset(X, class_name=class_name)
         return self
+
+    def _check_fit(self, X: Any, y: Any = None) -> None:
+        super()._check_fit(X, y)
+        if self.references and X is None:
+            raise ValueError(
+                "references=True compares with the images given to `fit`, but X is "
+                "None. Fit with a few normal images, or use references=False."
+            )
 
     @property
     def _embedding_detector(self) -> Any:
         """What the image score comes from."""
+        if self.references:
+            raise ValueError(
+                "With references=True the score of an image comes from its windows "
+                "too, not from its embedding alone."
+            )
         return self.scorer_
+
+    # -- references ----------------------------------------------------------------
+
+    def _keep_references(self, clip: OpenCLIP, images: Sequence[Any]) -> None:
+        kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+        def collect(pixels: torch.Tensor, names: Any) -> np.ndarray:
+            ids = photo_ids(pixels)
+            new = [i for i, name in enumerate(ids) if ids.index(name) == i]
+            new = [i for i in new if ids[i] not in kept]
+            if new:
+                _, embeddings = self._window_embeddings(pixels[new], whole=False)
+                patches = rounded(_tower(clip).patch_tokens(pixels[new]))
+                pairs = zip(patches, rounded(embeddings), strict=True)
+                # Copies, so that none holds on to its batch.
+                kept.update(
+                    (ids[i], (own.copy(), of_windows.copy()))
+                    for i, (own, of_windows) in zip(new, pairs, strict=True)
+                )
+            return np.zeros(len(pixels))
+
+        for _ in batches(clip, images, None, collect):
+            pass
+        if len(kept) < len(images):
+            warnings.warn(
+                f"{len(images) - len(kept)} of the {len(images)} images are copies of "
+                f"others: {len(kept)} references are kept.",
+                UserWarning,
+                stacklevel=4,
+            )
+        self.reference_ids_ = list(kept)
+        self.reference_patches_, self.reference_windows_ = (
+            np.stack(tokens) for tokens in zip(*kept.values(), strict=True)
+        )
+
+    def is_reference(self, X: Any) -> np.ndarray:
+        """Return which of the images are references.
+
+        Parameters
+        ----------
+        X : sequence of path, PIL.Image or array, or one array
+            The images.
+
+        Returns
+        -------
+        ndarray of shape (n_images,), dtype bool
+            True for images that are references, pixel by pixel, as the model sees them.
+        """
+        check_is_fitted(self)
+        images = self._check_images(X)
+        if not self.references:
+            return np.zeros(len(images), dtype=bool)
+        clip = check_clip(self.clip)
+        ids = [
+            name
+            for pixels, _ in pixel_batches(clip, images)
+            for name in photo_ids(pixels)
+        ]
+        return np.isin(ids, self.reference_ids_)
+
+    def _reference_maps(
+        self,
+        pixels: torch.Tensor,
+        embeddings: np.ndarray,
+        windows: Sequence[np.ndarray],
+    ) -> np.ndarray:
+        """How far patches are from all references: (n_images, rows, columns)."""
+        if not hasattr(self, "reference_ids_"):
+            raise ValueError(
+                "references=True was set after fit, which kept none: fit again."
+            )
+        tower = _tower(check_clip(self.clip))
+        known = np.array(self.reference_ids_)
+        same = np.array(photo_ids(pixels))[:, np.newaxis] == known
+        if same.all(axis=1).any():
+            raise ValueError(
+                "An image is the only reference, so there is nothing to compare it "
+                "with. Give `fit` more images, or score others."
+            )
+        patches = rounded(tower.patch_tokens(pixels))
+        total = associations(patches, self.reference_patches_, same)
+        total = total.reshape(-1, *tower.grid)
+        ends = np.cumsum([len(size) for size in windows])[:-1]
+        for size, of_images, of_references in zip(
+            windows,
+            np.split(rounded(embeddings), ends, axis=1),
+            np.split(self.reference_windows_, ends, axis=1),
+            strict=True,
+        ):
+            distances = associations(of_images, of_references, same)
+            reciprocals = 1 / np.maximum(distances, _SMALLEST_PROBABILITY)
+            total = total + harmonic_maps([reciprocals], [size], tower.grid)
+        return total / (1 + len(windows))
+
+    # -- scores and maps -----------------------------------------------------------
 
     def _score(self, embeddings: np.ndarray, class_name: Any) -> np.ndarray:
         return score_named(self.scorer_, embeddings, class_name)
 
     def _margins(self, X: Any, class_name: Any = None) -> np.ndarray:
-        embeddings = check_clip(self.clip).encode_image(self._check_images(X))
-        return self._score(embeddings, class_name)
+        images, clip = self._check_images(X), check_clip(self.clip)
+        if not self.references:
+            return self._score(clip.encode_image(images), class_name)
+        if class_name is not None and not isinstance(class_name, str):
+            class_name = names_of_images(class_name, len(images))
+
+        def margins(pixels: torch.Tensor, names: str | list[str] | None) -> np.ndarray:
+            return self._scored(pixels, names)[1]
+
+        found = batches(clip, images, class_name, margins)
+        return np.concatenate([of_batch for of_batch, _ in found])
 
     def _model_maps(
         self, pixels: torch.Tensor, class_names: str | list[str] | None
     ) -> np.ndarray:
+        maps, _ = self._scored(pixels, class_names)
+        return upsampled(maps, _tower(check_clip(self.clip)).input_size)
+
+    def _window_embeddings(
+        self, pixels: torch.Tensor, *, whole: bool
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return the windows of all scales, and their embeddings.
+
+        The whole grid is one more window: with all tokens it is the image.
+        """
         clip = check_clip(self.clip)
         tower = _tower(clip)
         sizes = _check_window_sizes(self.window_sizes, tower.grid)
-        if self.image_scale:
-            # The whole grid is one more window: with all tokens it is the image.
-            sizes = [*sizes, tower.grid]
+        sizes += [tower.grid] * whole
         windows = [window_patches(tower.grid, size) for size in sizes]
         # As many tokens at once as a batch of whole images has.
         n_tokens = clip.batch_size * (tower.grid[0] * tower.grid[1] + 1)
-        embeddings = tower.encode_windows(pixels, windows, n_tokens)
+        return windows, tower.encode_windows(pixels, windows, n_tokens)
 
+    def _scored(
+        self, pixels: torch.Tensor, class_names: str | list[str] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Maps on the grid of patches, and the margin of each image if it is wanted."""
+        whole = bool(self.image_scale or self.references)
+        windows, embeddings = self._window_embeddings(pixels, whole=whole)
         n_images, n_windows, width = embeddings.shape
         if isinstance(class_names, list):
             class_names = [name for name in class_names for _ in range(n_windows)]
@@ -216,8 +401,46 @@ class WinCLIPDetector(MapDetector):
         reciprocals = 1 + np.exp(np.minimum(margins, largest))
         ends = np.cumsum([len(patches) for patches in windows])[:-1]
         scales = np.split(reciprocals.reshape(n_images, n_windows), ends, axis=1)
-        maps = harmonic_maps(scales, windows, tower.grid)
-        return upsampled(maps, tower.input_size)
+        n_scales = len(windows) - (whole and not self.image_scale)
+        grid = _tower(check_clip(self.clip)).grid
+        maps = harmonic_maps(scales[:n_scales], windows[:n_scales], grid)
+        if not self.references:
+            return maps, np.empty(0)
+        distances = self._reference_maps(pixels, embeddings[:, :-1], windows[:-1])
+        # Log-odds of (p + max F) / 2, from the margin of the whole image.
+        of_image = margins.reshape(n_images, n_windows)[:, -1]
+        highest = distances.max(axis=(1, 2))
+        log_normal = np.log(expit(of_image) + np.maximum(1 - highest, 1e-12))
+        log_anomalous = np.log(expit(-of_image) + np.maximum(highest, 1e-12))
+        return (maps + distances) / 2, log_normal - log_anomalous
+
+
+def rounded(tokens: np.ndarray) -> np.ndarray:
+    """Return tokens of length 1, rounded to 16 bits."""
+    lengths = np.linalg.norm(tokens, axis=-1, keepdims=True)
+    return (tokens / np.maximum(lengths, 1e-12)).astype(np.float16)
+
+
+def associations(
+    tokens: np.ndarray, references: np.ndarray, left_out: np.ndarray
+) -> np.ndarray:
+    """Return (1 - largest cosine) / 2 of tokens (n, p, d) with references (r, q, d).
+
+    References that `left_out` (n, r) marks are not compared with that image.
+    """
+    n_images, n_tokens, width = tokens.shape
+    rows = tokens.reshape(-1, width).astype(np.float32)
+    largest = np.full((n_images, n_tokens), -1.0, dtype=np.float32)
+    # So many references at once that the cosines take 128 MB.
+    step = max(1, 2**25 // (len(rows) * references.shape[1]))
+    for start in range(0, len(references), step):
+        some = references[start : start + step]
+        cosines = rows @ some.reshape(-1, width).astype(np.float32).T
+        best = cosines.reshape(n_images, n_tokens, len(some), -1).max(axis=3)
+        out = left_out[:, np.newaxis, start : start + step]
+        best = np.where(out, np.float32(-1), best)
+        largest = np.maximum(largest, best.max(axis=2))
+    return ((1 - largest.astype(np.float64)) / 2).clip(0, 1)
 
 
 def window_patches(grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:

@@ -121,6 +121,7 @@ def _estimators() -> dict[str, Any]:
         ),
         "winclip": WinCLIPDetector("tiny", scorer=words, pixel_contamination=0.1),
         "references": ReferenceDetector("tiny", contamination=0.3),
+        "winclip+": WinCLIPDetector("tiny", references=True),
         "sdp": SDPDetector("tiny", contamination=0.5),
         "sdp+": SDPPlusDetector("tiny", n_epochs=1, random_state=0),
         "tiled": TiledDetector(SDPDetector("tiny"), tiles=(1, 2), contamination=0.3),

@@ -238,3 +238,121 @@ def test_search_by_pixels(photos: list[np.ndarray], rng: np.random.Generator) ->
     assert np.ptp(scores) > 0
     best = search.best_estimator_
     assert search.best_score_ == get_scorer("pixel_auroc")(best, photos[:6], masks)
+
+
+# -- references (WinCLIP+) ---------------------------------------------------------
+
+
+def reference_scales(photo: np.ndarray) -> list[np.ndarray]:
+    """Tokens of patches and of windows of two sizes, rounded to 16 bits."""
+    model = load(OpenCLIP("tiny"))
+    visual = model.model.visual
+    pixels = model.transform("squash")(Image.fromarray(photo))
+    with torch.no_grad():
+        tokens = reference.embed(visual, pixels)
+        x = reference.layer_norm(visual.ln_pre, tokens)
+        for block in visual.transformer.resblocks:
+            queries = reference.queries_keys_values(block, x)
+            x = x + reference.attention(block.attn, *queries)
+            x = x + reference.mlp(block, x)
+        scales = [reference.layer_norm(visual.ln_post, x[1:]).numpy()]
+    for size in (2, 3):
+        windows = reference.windows(visual.grid_size, size)
+        scales.append(
+            np.stack([reference.encode_window(visual, tokens, w) for w in windows])
+        )
+    unit = [s / np.linalg.norm(s, axis=1, keepdims=True) for s in scales]
+    return [s.astype(np.float16).astype(np.float64) for s in unit]
+
+
+def slow_references(photo: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
+    """The map F of one photo, patch by patch and window by window."""
+    grid = load(OpenCLIP("tiny")).model.visual.grid_size
+    own, known = reference_scales(photo), [reference_scales(one) for one in others]
+    total = np.zeros(grid[0] * grid[1])
+    for scale, size in enumerate((None, 2, 3)):
+        distances = [
+            min((1 - np.max(one[scale] @ token)) / 2 for one in known)
+            for token in own[scale]
+        ]
+        if size is None:
+            total += distances
+            continue
+        windows = reference.windows(grid, size)
+        for patch in range(len(total)):
+            covering = [
+                d for d, w in zip(distances, windows, strict=True) if patch in w
+            ]
+            total[patch] += len(covering) / sum(1 / max(d, 1e-6) for d in covering)
+    return (total / 3).reshape(grid)
+
+
+def test_references_are_the_loop(photos: list[np.ndarray]) -> None:
+    detector = WinCLIPDetector("tiny", references=True).fit(photos[:3])
+    plain = WinCLIPDetector("tiny").fit()
+    size = load(OpenCLIP("tiny")).model.visual.image_size
+    # The second is a reference itself, and left out.
+    for photo, others in ((photos[5], photos[:3]), (photos[1], photos[:3:2])):
+        few_shot = slow_references(photo, others)
+        of_words = plain.anomaly_maps([photo], size="model")[0]
+        expected = (of_words + reference.enlarge(few_shot, size[0])) / 2
+        found = detector.anomaly_maps([photo], size="model")[0]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        p = (plain.predict_proba([photo])[0, 0] + few_shot.max()) / 2
+        np.testing.assert_allclose(
+            detector.predict_proba([photo])[0], [p, 1 - p], atol=1e-4
+        )
+
+
+def test_a_reference_is_not_compared_with_itself(photos: list[np.ndarray]) -> None:
+    detector = WinCLIPDetector("tiny", references=True, contamination=0.25)
+    verdicts = detector.fit_predict(photos[:4])
+    assert (verdicts == -1).sum() == 1
+    np.testing.assert_array_equal(detector.predict(photos[:4]), verdicts)
+    scores = detector.score_samples(photos[:6])
+    one_by_one = [detector.score_samples([photo])[0] for photo in photos[:6]]
+    np.testing.assert_allclose(one_by_one, scores, atol=1e-4)
+    others = [photos[0], *photos[2:4]]
+    without = clone(detector).set_params(contamination="auto").fit(others)
+    np.testing.assert_allclose(
+        without.score_samples(photos[1:2]), scores[1:2], atol=1e-4
+    )
+    backwards = clone(detector).fit(photos[3::-1])
+    np.testing.assert_allclose(backwards.score_samples(photos[:6]), scores, atol=1e-4)
+    assert detector.is_reference(photos[2:6]).tolist() == [True, True, False, False]
+    assert not WinCLIPDetector("tiny").fit().is_reference(photos[:2]).any()
+    with pytest.warns(UserWarning, match="2 of the 5 images are copies of others"):
+        twice = clone(detector).fit([*photos[:3], photos[0], photos[1]])
+    assert len(twice.reference_ids_) == 3
+
+
+def test_references_are_kept_small(photos: list[np.ndarray]) -> None:
+    detector = WinCLIPDetector("tiny", references=True).fit(photos[:2])
+    again = pickle.loads(pickle.dumps(detector))
+    assert again.reference_patches_.dtype == np.float16
+    assert again.reference_windows_.dtype == np.float16
+    assert len(again.reference_windows_) == 2
+    np.testing.assert_array_equal(
+        again.score_samples(photos[:3]), detector.score_samples(photos[:3])
+    )
+    names = ["bolt", "nut", "bolt"]
+    np.testing.assert_allclose(
+        detector.score_samples(photos[2:5], class_name=names)[1],
+        detector.score_samples(photos[3:4], class_name="nut")[0],
+        atol=1e-4,
+    )
+
+
+def test_references_need_images(photos: list[np.ndarray]) -> None:
+    detector = WinCLIPDetector("tiny", references=True)
+    with pytest.raises(ValueError, match="references=True compares with the images"):
+        detector.fit()
+    detector.fit(photos[:1])
+    assert np.isfinite(detector.score_samples(photos[1:3])).all()
+    with pytest.raises(ValueError, match="nothing to compare it with"):
+        detector.score_samples(photos[:2])
+    with pytest.raises(ValueError, match="nothing to compare it with"):
+        clone(detector).set_params(contamination=0.5).fit(photos[:1])
+    later = WinCLIPDetector("tiny").fit().set_params(references=True)
+    with pytest.raises(ValueError, match="fit again"):
+        later.score_samples(photos[:1])
