@@ -74,13 +74,6 @@ class BaseDetector(OutlierMixin, BaseEstimator):
                 "the images given to `fit`, but X is None. Fit with images, or use "
                 "contamination='auto'."
             )
-        # y is ignored, but such labels would spoil the scores of a search later.
-        if y is not None and np.asarray(y).dtype.kind in "US":
-            found = ", ".join(map(repr, np.unique(np.asarray(y))[:3].tolist()))
-            raise ValueError(
-                f"y holds strings ({found}): expected labels in {{-1, +1}} with -1 "
-                "anomalous, or in {0, 1} or bool with 1 anomalous."
-            )
 
     def _set_offset(self, X: Any, **params: Any) -> None:
         """Set `offset_` and `classes_`; the last step of every `fit`."""
@@ -356,6 +349,18 @@ class EmbeddingMixin:
 
     clip: Any
     n_features_in_: int
+
+    def _check_fit(self, X: Any, y: Any = None) -> None:
+        super()._check_fit(X, y)  # type: ignore[misc]
+        # y is ignored, but such labels would spoil the scores of a search later. To
+        # detectors on images, strings are files of masks.
+        names = [] if y is None else [name for name in y if isinstance(name, str)]
+        if names:
+            found = ", ".join(map(repr, sorted(set(names))[:3]))
+            raise ValueError(
+                f"y holds strings ({found}): expected labels in {{-1, +1}} with -1 "
+                "anomalous, or in {0, 1} or bool with 1 anomalous."
+            )
 
     def _check_embeddings(self, X: Any, *, reset: bool) -> Any:
         if X is None:  # in `fit`: nothing is known of an earlier one's features

@@ -425,3 +425,8 @@ def test_generators_of_images(photos: list[np.ndarray]) -> None:
         )
         verdicts = detector.fit_predict(iter(photos))
         np.testing.assert_array_equal(verdicts, detector.predict(photos))
+
+
+def test_y_may_be_files_of_masks(photos: list[np.ndarray]) -> None:
+    """As searches by pixels pass them on; `fit` ignores them."""
+    SDPDetector("tiny").fit(photos[:2], ["mask.png", None])
