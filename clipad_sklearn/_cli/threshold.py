@@ -106,7 +106,7 @@ def _as_fitted(settings: ScoreSettings, fitted: Fitted) -> Threshold:
     ours = isinstance(fitted.last, BaseDetector)
     if not ours or not is_uncalibrated(fitted.last):
         return Threshold(value, "--load", ("Threshold of the saved detector.",))
-    if settings.learns_from_photos:
+    if hasattr(fitted.last, "is_reference"):
         sentence = (
             "Threshold: three spreads from the median of the photos it learned from. "
             "That is a convention and promises nothing; --calibrate GOOD, with other "
@@ -140,9 +140,11 @@ def _calibrated(
         if len(np.unique(labels)) < (2 if bad else 1):
             raise ValueError("--calibrate: a folder has no photo that can be read")
         known = _Scored(fitted.detector, scores)
+        kept = [path for path, kept in zip(paths, readable, strict=True) if kept]
+        n_references = int(known.is_reference(kept).sum())
         calibrate_threshold(
             known,
-            [path for path, kept in zip(paths, readable, strict=True) if kept],
+            kept,
             labels if bad else None,
             strategy="max_false_alarm" if promises else None,
             max_false_alarm=share,
@@ -163,7 +165,12 @@ def _calibrated(
         first += f" and {counted(n_bad, 'bad photo')} ({n_caught} below it)"
     sentences = [first + "."]
     promise: dict[str, Any] = {}
-    if promises:
+    if promises and n_references:
+        sentences.append(
+            f"{counted(n_references, 'photo')} of these the detector compares with, so "
+            "this is an estimate and no promise; other good photos give one."
+        )
+    elif promises:
         bound = false_alarm_bound(good_scores, offset, settings.confidence)
         promise = {"bound": bound, "confidence": settings.confidence}
         kept = "on average"

@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,13 @@ import pytest
 from PIL import Image
 from sklearn.pipeline import make_pipeline
 
-from clipad_sklearn import CLIPImageEncoder, PromptDetector, PromptSet
+from clipad_sklearn import (
+    CLIPImageEncoder,
+    FusionDetector,
+    PromptDetector,
+    PromptSet,
+    ReferenceDetector,
+)
 from clipad_sklearn._cli.main import main
 from clipad_sklearn._cli.output import UsageError, writing
 from clipad_sklearn._cli.photos import find_photos
@@ -319,6 +326,67 @@ def test_what_set_the_threshold_is_said(folder: Path, tmp_path: Path, capsys) ->
     # Two rates of good and bad photos, and no promise.
     score(tmp_path, good, *TINY, "--calibrate", good, bad)
     assert "promises nothing" in capsys.readouterr().out
+
+
+def test_good_photos_to_compare_with(folder: Path, tmp_path: Path, capsys) -> None:
+    good, bad = sorted((folder / "good").iterdir()), str(folder / "bad")
+    saved, maps = str(tmp_path / "detector.joblib"), tmp_path / "maps"
+    references, others = tmp_path / "references", tmp_path / "others"
+    for target, photos in ((references, good[:7]), (others, good[7:])):
+        target.mkdir()
+        for photo in photos:
+            shutil.copy(photo, target)
+    (references / "broken.png").write_text("no image")
+    arguments = ["--clip", "tiny", "--good", str(references), "--save", saved]
+    out = tmp_path / "scores.json"
+    arguments += ["--out", str(out), "--maps", str(maps)]
+    assert main(["score", bad, *arguments]) == 1  # for the broken one
+    shown = capsys.readouterr()
+    assert "broken.png: " in shown.err
+    assert "learning from 8 photos that are good" in shown.err
+    assert "That is a convention and promises nothing" in shown.out
+    detector = ReferenceDetector("tiny", random_state=0).fit(good[:7])
+    report = json.loads(out.read_text())
+    paths = [row["path"] for row in report["scores"]]
+    margins = [row["margin"] for row in report["scores"]]
+    np.testing.assert_allclose(margins, detector.score_samples(paths), atol=1e-4)
+    assert len(list(maps.glob("*.overlay.png"))) == 12
+    # Tomorrow, with a promise from photos that it does not know.
+    options = ["--load", saved, "--max-false-alarm", "0.2"]
+    score(tmp_path, bad, *options, "--calibrate", str(others))
+    assert "Promise, on average: at most 16.7 % of new" in capsys.readouterr().out
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*references of the detector")
+        score(tmp_path, bad, *options, "--calibrate", str(references / "0[0-6].png"))
+    shown = capsys.readouterr()
+    assert "7 photos of these the detector compares with" in shown.out
+    assert "Promise" not in shown.out
+
+
+def test_good_photos_and_words_together(folder: Path, tmp_path: Path) -> None:
+    good, bad = str(folder / "good"), str(folder / "bad")
+    report = score(tmp_path, bad, *TINY, "--good", good)
+    members = [
+        ("photos", ReferenceDetector("tiny", random_state=0)),
+        ("prompt", make_pipeline(CLIPImageEncoder("tiny"), PromptDetector("tiny"))),
+    ]
+    fusion = FusionDetector(members, method="standardized")
+    fusion.fit(sorted((folder / "good").iterdir()))
+    paths = [row["path"] for row in report["scores"]]
+    margins = [row["margin"] for row in report["scores"]]
+    np.testing.assert_allclose(margins, fusion.score_samples(paths), atol=1e-4)
+
+
+def test_photos_that_judge_each_other(folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    options = ["--clip", "tiny", "--method", "mutual", "--report", str(page)]
+    report = score(tmp_path, str(folder), *options)
+    paths = sorted(row["path"] for row in report["scores"])
+    detector = ReferenceDetector("tiny", n_neighbors=0.3, random_state=0).fit(paths)
+    expected = dict(zip(paths, detector.score_samples(paths), strict=True))
+    for row in report["scores"]:
+        assert row["margin"] == pytest.approx(expected[row["path"]], abs=1e-4)
+    assert '"map_side": 28' in page.read_text()
 
 
 def test_share_of_less_than_one_photo(few: Path, tmp_path: Path, capsys) -> None:
