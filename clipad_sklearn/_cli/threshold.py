@@ -140,11 +140,11 @@ def _calibrated(
         if len(np.unique(labels)) < (2 if bad else 1):
             raise ValueError("--calibrate: a folder has no photo that can be read")
         known = _Scored(fitted.detector, scores)
-        kept = [path for path, kept in zip(paths, readable, strict=True) if kept]
-        n_references = int(known.is_reference(kept).sum())
+        scored = [path for path, seen in zip(paths, readable, strict=True) if seen]
+        n_references = int(known.is_reference(scored).sum())
         calibrate_threshold(
             known,
-            kept,
+            scored,
             labels if bad else None,
             strategy="max_false_alarm" if promises else None,
             max_false_alarm=share,

@@ -683,6 +683,14 @@ def test_demo(tmp_path: Path) -> None:
     value = auroc(is_bad, [-float(row["margin"]) for row in rows])
     assert f"AUROC of all 12: {value:.3f}" in result.stdout
     assert os.path.join("clipad-demo", "scores.csv") in result.stdout
+    for name in ("report.html", "ten-good-photos.html"):
+        assert (demo / name).absolute().as_uri() in result.stdout
+        page = (demo / name).read_text(encoding="utf-8")
+        assert page.count('"truth": "good"') == 6
+        assert '"map_side": 28' in page
+    assert re.search(r"AUROC [\d.]+ with words, [\d.]+ compared with 10", result.stdout)
+    leading = [line.split()[0] for line in result.stdout.splitlines()[1:13]]
+    assert leading == [str(rank) for rank in range(1, 13)]
 
 
 def test_demo_may_be_repeated(tmp_path: Path, monkeypatch) -> None:
