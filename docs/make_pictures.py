@@ -63,7 +63,8 @@ def main() -> None:
         try:
             write_photos("photos", 24, 0.4, 0)
             write_photos("good", 30, 0.0, 1)
-            page = ["--report", "report.html", "--heat-maps", "--title", "Generated photos of wood"]
+            page = ["--report", "report.html", "--heat-maps"]
+            page += ["--title", "Generated photos of wood"]
             given = ["--method", "winclip-random-word", "--calibrate", "good"]
             clipad(["score", "photos", "--clip", "tiny", "--no-cache", *given, *page])
             picture = screenshot(Path("report.html").resolve(), 1180, 860)
