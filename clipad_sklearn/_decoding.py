@@ -45,7 +45,7 @@ _STRIPS, _SAMPLE_FORMAT, _DNG = 273, 339, 50706
 
 
 class _Budget:
-    """Lets threads decode so many pixels at a time, or one image of any size."""
+    """Limits the pixels that threads decode at a time, or lets one larger image in."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()

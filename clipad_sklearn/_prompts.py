@@ -404,7 +404,7 @@ def random_word_prompts(
 
 
 def _fitting(max_tokens: int | None) -> Callable[[list[str]], bool]:
-    """Return what says whether prompts have at most so many tokens."""
+    """Return what says whether prompts have at most this many tokens."""
     if max_tokens is None:
         return lambda prompts: True
     if not isinstance(max_tokens, Integral) or isinstance(max_tokens, bool):

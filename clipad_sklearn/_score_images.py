@@ -84,8 +84,8 @@ def score_images(
         The cluster to run on. None: this process, one partition after another, for
         which Dask need not be installed.
     partition_size : int, default=1000
-        Number of images of a partition: at most so many per thread are lost when a
-        worker is. A few minutes of work each are a good size.
+        Number of images of a partition: at most this many per thread are lost with
+        a worker. A few minutes of work each are a good size.
 
     Returns
     -------
@@ -97,7 +97,7 @@ def score_images(
     Raises
     ------
     TypeError
-        If `detector`, `images` or `client` is of another kind, or if `detector`
+        If `detector`, `images` or `client` has another type, or if `detector`
         cannot be pickled.
     ValueError
         If `images` is empty or a lone path, if `partition_size` is less than 1, if
@@ -106,7 +106,7 @@ def score_images(
     NotFittedError
         If `detector` is not fitted.
     OSError
-        If the weights cannot be had, or a worker cannot write to `out`.
+        If the weights cannot be found, or a worker cannot write to `out`.
     ImportError
         If pyarrow is not installed, or a worker lacks this package.
     RuntimeError
@@ -136,8 +136,8 @@ def score_images(
 
     What a folder belongs to is kept in ``_manifest.json``: hashes of the fitted
     detector, of the weights and of the list of images. A partition counts as finished
-    if its file belongs to this manifest, and none of its images has got another size
-    or time of change since.
+    if its file belongs to this manifest, and none of its images has changed size or
+    modification time since.
 
     Weights are loaded once in a worker process and shared by its threads, and so is
     the detector, which is sent once to each worker. A partition whose worker dies
@@ -258,7 +258,7 @@ def _hash_of(detector: Any) -> str:
         ) from error
 
 
-# -- which job a folder is of --------------------------------------------------
+# -- which job a folder belongs to --------------------------------------------------
 
 # What has to be the same for a folder to be resumed.
 _COMPARED = ("version", "detector", "images", "partition_size", "weights")
@@ -275,7 +275,7 @@ class _Job:
 
 
 def _check_folder(folder: str, manifest: dict[str, Any]) -> bool:
-    """Check that `folder` is free, or of this job; return whether it is claimed."""
+    """Check that `folder` is free or this job's; return whether it is claimed."""
     try:
         with open(os.path.join(folder, _MANIFEST), encoding="utf-8") as file:
             found = json.load(file)
@@ -288,15 +288,16 @@ def _check_folder(folder: str, manifest: dict[str, Any]) -> bool:
             return False
         if os.path.lexists(folder):
             raise ValueError(
-                f"{folder} is not empty, and not of score_images; pass another `out`"
+                f"{folder} is not empty and holds no scores of score_images; pass "
+                "another `out`"
             ) from None
         return False
     except NotADirectoryError:
         raise ValueError(f"{folder} is a file; pass a folder as `out`") from None
     except ValueError:
         raise ValueError(
-            f"{folder}: {_MANIFEST} is damaged, so nobody can tell what the other "
-            "files are of; delete the folder, or pass another `out`"
+            f"{folder}: {_MANIFEST} is damaged, so nobody knows what the other "
+            "files belong to; delete the folder, or pass another `out`"
         ) from None
     texts = _differences(found, manifest)
     differences = [
@@ -335,7 +336,7 @@ def _differences(found: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
 
 
 def _claim(folder: str, manifest: dict[str, Any], directory: str) -> _Job:
-    """Make the folder that of this job."""
+    """Claim the folder for this job."""
     digest = _digest_of(manifest)
     if not _check_folder(folder, manifest):
         os.makedirs(folder, exist_ok=True)
@@ -388,7 +389,7 @@ def _temporary(digest: str) -> str:
 
 @dataclass(frozen=True)
 class _Done:
-    """What is told of a finished partition."""
+    """Summary of a finished partition."""
 
     n_anomalous: int
     n_unreadable: int
@@ -461,7 +462,7 @@ def _weights(detector: Any) -> str:
 
 
 def _state(files: list[str]) -> str:
-    """Return what changes when one of the files is written anew, comes or goes."""
+    """Return what changes when one of the files is rewritten, added or removed."""
 
     def of(file: str) -> str:
         try:

@@ -23,7 +23,7 @@ from ._images import image_name
 
 SCORE_COLUMNS = ("path", "p_anomaly", "margin", "threshold", "verdict", "error")
 
-# Images that a detector on images scores at a time: so many are scored again when one
+# Images that a detector on images scores at a time: these are scored again when one
 # of them cannot be read.
 _CHUNK = 256
 

@@ -379,7 +379,11 @@ def test_uncalibrated_verdicts_that_are_all_the_same(
         ({"partition_size": True}, ValueError, "partition_size=True"),
         ({"client": "tcp://127.0.0.1:8786"}, TypeError, "expected a dask.distributed"),
         ({"out": "file"}, ValueError, "is a file"),
-        ({"out": "full"}, ValueError, "is not empty, and not of score_images"),
+        (
+            {"out": "full"},
+            ValueError,
+            "is not empty and holds no scores of score_images",
+        ),
         ({"out": "damaged"}, ValueError, "_manifest.json is damaged"),
         ({"out": "file/below"}, ValueError, "is a file"),
     ],

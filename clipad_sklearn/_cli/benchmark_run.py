@@ -79,7 +79,7 @@ def _class_name(settings: BenchmarkSettings, category: str) -> str | None:
 
 
 def _fingerprint(data: Bunch) -> str:
-    """Return what changes when images are added, removed, labelled or written anew."""
+    """Return what changes when images are added, removed, relabelled or rewritten."""
     digest = hashlib.sha256()
     masks = data.masks or [None] * len(data.images)
     for image, target, mask in zip(data.images, data.target, masks, strict=True):
@@ -284,7 +284,7 @@ def run_benchmark(
 
 
 def _claim(out: Path, described: dict[str, Any]) -> None:
-    """Make the folder, or check that it is of a run with the same settings."""
+    """Make the folder, or check that it holds a run with the same settings."""
     path = out / "settings.json"
     if path.exists():
         try:
@@ -323,7 +323,7 @@ def _finished(path: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 def _file_name(category: str, method: str) -> str:
-    # The number tells names apart that look alike without their special letters.
+    # The number separates names that look alike without their special letters.
     number = zlib.crc32(category.encode("utf-8", "surrogateescape"))
     plain = re.sub(r"[^A-Za-z0-9-]+", "_", category)[:40]
     return f"{plain}-{number:08x}-{method}.json"

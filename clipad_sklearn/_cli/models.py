@@ -50,7 +50,7 @@ def _list(text: str) -> None:
 
 
 def _is_here(weights: dict[str, Any]) -> bool:
-    """Tell whether the default cache folder has these weights."""
+    """Whether the default cache folder has these weights."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     repository = weights.get("hf_hub", "").rstrip("/")

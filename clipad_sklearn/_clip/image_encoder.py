@@ -107,7 +107,7 @@ class CLIPImageEncoder(TransformerMixin, BaseEstimator):
         ValueError
             If `X` is empty or a lone image.
         WeightsNotFound
-            If the weights cannot be had.
+            If the weights cannot be found or downloaded.
         """
         return check_clip(self.clip).encode_image(X, on_error=self.on_error)
 

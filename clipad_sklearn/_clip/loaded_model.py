@@ -95,7 +95,7 @@ class LoadedModel:
             array = tensor.detach().cpu().contiguous().numpy()
             digest.update(f"{name}{array.dtype}{array.shape}".encode())
             digest.update(array.reshape(-1).view(np.uint8))
-        # The state does not tell the activation, the number of heads, the way of
+        # The state does not show the activation, the number of heads, the way of
         # pooling, masks, or how texts become tokens.
         digest.update(str(self.model).encode())
         for name, module in self.model.named_modules():

@@ -43,9 +43,9 @@ class OpenCLIP(BaseEstimator):
         ``"auto"`` is float32 on CPU, and float16 on CUDA where its embeddings of a
         fixed input have a cosine of at least 0.9999 to those of float32.
     batch_size : int, default=32
-        Number of images that go through the model at once; of prompts, as many as have
-        no more tokens than so many full contexts. Where a GPU has too little memory,
-        half as many are tried, and so on.
+        Number of images that go through the model at once; for prompts, as many as fit
+        into the tokens of `batch_size` full contexts. Where a GPU has too little
+        memory, half as many are tried, and so on.
     resize : {"squash", "crop"}, default="squash"
         ``"squash"`` resizes both sides to the model's input size, whatever the aspect
         ratio: nothing is cut off, which is how the field evaluates. ``"crop"`` resizes
@@ -142,7 +142,7 @@ class OpenCLIP(BaseEstimator):
         ValueError
             If `texts` is empty, or a setting is out of range.
         WeightsNotFound
-            If the weights cannot be had.
+            If the weights cannot be found or downloaded.
         """
         return encode_texts(self, texts)
 
@@ -171,7 +171,7 @@ class OpenCLIP(BaseEstimator):
         ValueError
             If `images` is empty or a lone image, or a setting is out of range.
         WeightsNotFound
-            If the weights cannot be had.
+            If the weights cannot be found or downloaded.
         """
         embeddings, failures = encode_images(self, images, on_error)
         if failures and on_error == "raise":

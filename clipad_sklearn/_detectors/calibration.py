@@ -34,9 +34,9 @@ def calibrate_threshold(
 ) -> _Detector:
     """Set the threshold of a fitted detector from images.
 
-    Text and image embeddings of CLIP live apart, so the scores of a zero-shot
-    detector rank images well before their zero means anything. A few images, best
-    of the very line that will be inspected, settle where normal ends.
+    Text and image embeddings of CLIP lie apart, so the scores of a zero-shot detector
+    rank images well before a score of zero means anything. A few images, ideally from
+    the line to be inspected, show where normal ends.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ class DamageDirectionDetector(EmbeddingMixin, BaseDetector):
     ----------
     contamination : "auto" or float, default="auto"
         ``"auto"`` sets `offset_` to 0. A number in (0, 0.5] is the share of the images
-        given to `fit` that are called anomalous; these are of the old products.
+        given to `fit` that are called anomalous; these show the old products.
 
     Attributes
     ----------

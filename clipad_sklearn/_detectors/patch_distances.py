@@ -16,9 +16,9 @@ from .._promises import floor_count
 if TYPE_CHECKING:
     from torch import Tensor
 
-# So many cosines at once.
+# Cosines computed at once.
 _BLOCK = 2**23
-# So many cosines of a folder with itself are kept; with more of them each pair of
+# At most this many cosines of a folder with itself are kept; with more each pair of
 # photos is computed twice.
 _LARGEST_KEPT = 2**29
 # Squared distances below this are rounding errors.

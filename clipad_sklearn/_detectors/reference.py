@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # A photo this many spreads less normal than the median of the references has margin 0.
 SPREADS = 3.0
-# Blocks with more patches than so many times those of the last are no default.
+# Blocks with more patches than this many times those of the last are no default.
 _FINEST = 16
 # Fewer references than this say little about the spread of scores.
 _FEW = 4
@@ -51,7 +51,7 @@ class ReferenceDetector(MapDetector):
         ``"hf-hub:organisation/name"``, a folder, ``"model/file"``, or ``"tiny"``. None
         is ``OpenCLIP()``. Any vision tower that keeps a grid of patches will do.
     n_neighbors : int or float, default=1
-        How many references count at each patch: the mean distance to so many nearest
+        How many references count at each patch: the mean distance to this many nearest
         ones. A float in (0, 1] is a share of the references that there are to compare
         with, rounded down, at least one. 1 suits good photos, a share such as 0.3
         unlabelled ones.
@@ -68,7 +68,7 @@ class ReferenceDetector(MapDetector):
         blocks. Of convolutional towers these are stages, and None leaves out those
         with more than 16 times the patches of the last.
     neighborhoods : sequence of int, default=(1,)
-        Odd numbers: patches are averaged over so many rows and columns around them,
+        Odd numbers: patches are averaged over as many rows and columns around them,
         and compared for each of these sizes.
     orientations : {1, 4, 8}, default=1
         4 compares with references turned by quarters too, 8 with mirrored ones as
@@ -81,7 +81,7 @@ class ReferenceDetector(MapDetector):
         Standard deviation of the Gaussian filter on maps, in pixels of the model's
         input. 0 is no filter.
     max_references : int or None, default=None
-        Keep at most so many photos, drawn with `random_state` whatever their order.
+        Keep at most this many photos, drawn with `random_state` whatever their order.
     contamination : "auto" or float, default="auto"
         ``"auto"`` sets `offset_` to 0. A number in (0, 0.5] is the share of the
         references that are called anomalous.
