@@ -37,7 +37,7 @@ autosummary_generate = True
 # The template of classes lists their methods.
 numpydoc_show_class_members = False
 nitpick_ignore_regex = [
-    (r"py:.*", r"(numpy|sklearn|PIL|torch)\..*"),
+    (r"py:.*", r"(numpy|scipy|sklearn|PIL|torch)\..*"),
 ]
 
 # -- examples ------------------------------------------------------------------
