@@ -6,14 +6,17 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from .._detectors.maps import MapDetector
+from .._detectors.regions import REGION_FIELDS, anomaly_regions
 from .._files import claim_outputs
 from .._images import open_image
 from .._score_rows import readable_maps
-from .output import UsageError, as_usage_error, writing
+from .output import UsageError, as_usage_error, write_text, writing
+from .table import as_csv
 
 # Colours from the smallest to the largest score; the photo shows through, and less so
 # the larger the score.
@@ -22,6 +25,7 @@ _COLORS = np.array(
 )
 _LARGEST_OPACITY = 0.75
 _CONTOUR = (0, 229, 255)
+_REGION_COLUMNS = ("path", *REGION_FIELDS)
 _STRIP = 256  # rows
 # Bytes of a name, so that endings fit into the 255 that file systems allow.
 _LONGEST_NAME = 230
@@ -40,11 +44,12 @@ def check_map_folder(folder: str) -> None:
 def write_maps(
     detector: MapDetector, paths: Sequence[str], folder: str, map_format: str
 ) -> list[tuple[str, str]]:
-    """Write a map and an overlay for each image, at its size, and a legend.
+    """Write a map and an overlay for each image, at its size, a legend, and regions.
 
     The overlays of one call share their colours: the smallest score of all images has
     the first, the largest the last. A line goes around what is above the threshold of
-    the detector's maps. Returns paths and reasons of images that have no overlay.
+    the detector's maps, and ``regions.csv`` lists it. Returns paths and reasons of
+    images that have no overlay.
     """
     if not paths:
         return []
@@ -52,6 +57,7 @@ def write_maps(
     lowest, highest = np.inf, -np.inf
     threshold = float(detector.pixel_offset_)
     failures: dict[str, str] = {}
+    regions: list[dict[str, Any]] = []
     with as_usage_error():
         _claim([*targets, os.path.join(folder, "legend")], map_format)
         for index, anomaly_map, reason in readable_maps(detector, paths):
@@ -74,8 +80,14 @@ def write_maps(
                 failures[path] = str(error)
             else:
                 _write_png(f"{target}.overlay.png", overlay)
+                regions += [
+                    dict(zip(_REGION_COLUMNS, (path, *region), strict=True))
+                    for region in anomaly_regions(anomaly_map, threshold).tolist()
+                ]
     if len(failures) < len(paths):
         _write_legend(os.path.join(folder, "legend.png"), lowest, highest, threshold)
+        listed = as_csv(regions, _REGION_COLUMNS)
+        write_text(os.path.join(folder, "regions.csv"), "\ufeff" + listed)
     return list(failures.items())
 
 

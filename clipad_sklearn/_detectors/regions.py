@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-_FIELDS = [
+_TYPES = [
     *((name, np.int64) for name in ("top", "left", "bottom", "right", "area")),
     *((name, np.float32) for name in ("peak", "mean")),
 ]
+REGION_FIELDS = tuple(name for name, _ in _TYPES)
 
 
 def anomaly_regions(
@@ -84,7 +85,7 @@ default=None
         above &= ~ignored_pixels(ignore, scores.shape)
     labels, count = ndimage.label(above, structure=np.ones((3, 3)))
     numbers = np.arange(1, count + 1)
-    regions = np.zeros(count, dtype=_FIELDS)
+    regions = np.zeros(count, dtype=_TYPES)
     for record, (rows, columns) in zip(
         regions, ndimage.find_objects(labels), strict=True
     ):

@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from .._clip.models import load
 from .._errors import ImageReadError
 from .._validation import all_or_nothing
+from .calibration import are_references
 from .class_names import fit_named, names_of_images, score_named
 from .maps import MapDetector, resized
 from .reference import ReferenceDetector
@@ -286,7 +287,12 @@ class TiledDetector(MapDetector):
         check_is_fitted(self)
         tiles = self._tiles(self._check_images(X))
         with _naming_images(tiles):
-            return self.detector_.is_reference(tiles)
+            found = are_references(self.detector_, tiles)
+        if isinstance(self.detector_, TiledReferences):
+            return found  # of images, not of tiles
+        kept = np.ones(len(tiles.images), dtype=bool)
+        np.logical_and.at(kept, tiles.owners, found)
+        return kept
 
     @property
     def clip(self) -> Any:

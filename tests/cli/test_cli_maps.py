@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -50,7 +51,17 @@ def test_maps_and_overlays(method: str, tree: Path, tmp_path: Path) -> None:
     names = {"legend.png", "a.png.map.png", "a.jpg.overlay.png", "deep/b.overlay.png"}
     written = {path.relative_to(maps).as_posix() for path in maps.rglob("[!.]*.*")}
     assert names <= written
-    assert len(written) == 7
+    assert len(written) == 8
+    with open(maps / "regions.csv", encoding="utf-8-sig", newline="") as file:
+        listed = list(csv.DictReader(file))
+    areas = {str(path): 0 for path in paths}
+    for row in listed:
+        areas[row["path"]] += int(row["area"])
+        assert float(row["peak"]) > 0.5
+    for path, wanted in zip(paths, expected, strict=True):
+        # In the files maps have 16 bits.
+        above = [(wanted > 0.5 + slack).sum() for slack in (1e-5, -1e-5)]
+        assert above[0] <= areas[str(path)] <= above[1]
     report = json.loads(out.read_text())
     assert report["settings"]["method"] == method
     margins = {row["path"]: row["margin"] for row in report["scores"]}
