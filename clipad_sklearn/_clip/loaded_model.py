@@ -72,7 +72,7 @@ class LoadedModel:
 
     def resize_input(self, size: tuple[int, int]) -> None:
         """Let the vision tower take pixels of another height and width."""
-        _ = self.identity  # of the weights as they are in the checkpoint
+        _ = self.identity  # with its digest, of the weights as they were loaded
         set_image_size(self.model.visual, size)
         try:
             probe = self.encode_pixels(torch.zeros((1, 3, *size)))
@@ -90,11 +90,7 @@ class LoadedModel:
 
         The same for every input size; the preprocessing differs then.
         """
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            array = tensor.detach().cpu().contiguous().numpy()
-            digest.update(f"{name}{array.dtype}{array.shape}".encode())
-            digest.update(array.reshape(-1).view(np.uint8))
+        digest = self._state_digest.copy()
         # The state does not show the activation, the number of heads, the way of
         # pooling, masks, or how texts become tokens.
         digest.update(str(self.model).encode())
@@ -108,6 +104,22 @@ class LoadedModel:
         if self._has_plain_tokenizer:
             self._add_tokenizer(digest)
         return digest.hexdigest()
+
+    @functools.cached_property
+    def _state_digest(self) -> Any:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            array = tensor.detach().cpu().contiguous().numpy()
+            digest.update(f"{name}{array.dtype}{array.shape}".encode())
+            digest.update(array.reshape(-1).view(np.uint8))
+        return digest
+
+    def fingerprint(self, resize: str) -> str:
+        """Hash of weights and preprocessing that outlives versions of torch."""
+        digest = self._state_digest.copy()
+        mean, std = (tuple(map(float, self.preprocess_cfg[k])) for k in ("mean", "std"))
+        digest.update(f"{self.input_size} {mean} {std} {resize}".encode())
+        return str(digest.hexdigest())
 
     @functools.cached_property
     def text_identity(self) -> str:

@@ -64,6 +64,15 @@ def n_features(clip: OpenCLIP) -> int | None:
     return None if model is None else model.embedding_width
 
 
+def fingerprint_if_loaded(clip: OpenCLIP) -> str | None:
+    """Return a hash of weights and preprocessing, None while the model is not loaded.
+
+    Never loads a model: who has embeddings has loaded it to make them.
+    """
+    model = _loaded(clip) if _models else None
+    return None if model is None else model.fingerprint(clip.resize)
+
+
 def _loaded(clip: OpenCLIP) -> LoadedModel | None:
     key, size = _key(clip), image_size(clip)
     return _models.get((key, None if size == _native_sizes.get(key) else size))

@@ -17,6 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .. import metrics
+from .._clip.models import fingerprint_if_loaded
 from .._clip.settings import check_clip
 from .._promises import floor_count
 from .._validation import check_parameters
@@ -51,7 +52,23 @@ class BaseDetector(OutlierMixin, BaseEstimator):
                 f"{type(self).__name__} has nothing to score: X is None. X=None is "
                 "accepted by `fit` only."
             )
-        return np.asarray(self._margins(X, **params), dtype=np.float64)
+        margins = np.asarray(self._margins(X, **params), dtype=np.float64)
+        self._check_same_clip()  # by now its model is loaded, if it was needed
+        return margins
+
+    def _check_same_clip(self) -> None:
+        """Raise if the CLIP has other weights or preprocessing than in `fit`."""
+        known = getattr(self, "clip_fingerprint_", None)
+        if known is None:  # fitted by 0.1.0, or without a CLIP
+            return
+        clip: Any = self.clip
+        if fingerprint_if_loaded(check_clip(clip)) not in (None, known):
+            raise ValueError(
+                f"This {type(self).__name__} was fitted with other weights or "
+                f"preprocessing than clip={clip!r} has now, so its scores and "
+                "threshold would mean nothing. Fit it again, or bring the CLIP back "
+                "that it was fitted with."
+            )
 
     def _verdicts(self, decision: np.ndarray) -> np.ndarray:
         verdicts = np.where(decision >= 0, 1, -1)
@@ -78,6 +95,11 @@ class BaseDetector(OutlierMixin, BaseEstimator):
     def _set_offset(self, X: Any, **params: Any) -> None:
         """Set `offset_` and `classes_`; the last step of every `fit`."""
         self.__dict__.pop("calibration_scores_", None)  # of an earlier fit
+        self.__dict__.pop("clip_fingerprint_", None)
+        if hasattr(self, "clip"):
+            fingerprint = fingerprint_if_loaded(check_clip(self.clip))
+            if fingerprint is not None:
+                self.clip_fingerprint_ = fingerprint
         self.classes_ = np.array([-1, 1])
         self.offset_ = 0.0
         if self.contamination != "auto":

@@ -185,6 +185,8 @@ class MapDetector(ClassNameDetector):
         size: str | tuple[int, int],
         class_name: str | list[str] | None,
     ) -> Iterator[np.ndarray]:
+        load(clip)
+        self._check_same_clip()
         for maps, image_sizes in batches(clip, images, class_name, self._model_maps):
             for anomaly_map, image_size in zip(maps, image_sizes, strict=True):
                 yield sized(anomaly_map, size, image_size)
