@@ -444,6 +444,8 @@ class FolderCache:
         advice = "Check the disk's space and permissions, or choose another folder."
         if _is_locked(reason):
             advice = "Another process keeps it locked: wait for it, or stop it."
+        elif _cannot_lock(reason):
+            advice = "This is common on network folders: choose a local folder."
         elif _is_damage(reason):
             advice = "Delete the file or run 'clipad cache clear' to start afresh."
         return OSError(
@@ -513,7 +515,16 @@ def _used_pages(connection: sqlite3.Connection) -> int:
 
 def _is_locked(error: Exception) -> bool:
     # Python 3.10 does not expose sqlite's error codes.
-    return isinstance(error, sqlite3.OperationalError) and "lock" in str(error)
+    return isinstance(error, sqlite3.OperationalError) and (
+        "lock" in str(error) and not _cannot_lock(error)
+    )
+
+
+def _cannot_lock(error: Exception) -> bool:
+    """Whether the file system has no locks that work, as on network folders."""
+    return isinstance(error, sqlite3.OperationalError) and any(
+        words in str(error) for words in ("locking protocol", "disk I/O error")
+    )
 
 
 def _is_damage(error: Exception) -> bool:

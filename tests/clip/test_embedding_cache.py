@@ -713,3 +713,21 @@ def test_processes_killed_at_any_moment(new_cache: NewCache) -> None:
     counts = cache.verify()
     assert counts["damaged"] == 0
     assert len(_known(cache, *range(400))) == counts["entries"] > 0
+
+
+@pytest.mark.parametrize("reason", ["locking protocol", "disk I/O error"])
+def test_a_folder_that_cannot_lock(
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on network folders: no long wait, and the advice that helps there."""
+
+    def connect(*arguments: Any, **settings: Any) -> Any:
+        raise sqlite3.OperationalError(reason)
+
+    monkeypatch.setattr(_embedding_cache.sqlite3, "connect", connect)
+    cache = FolderCache(tmp_path)
+    start = time.monotonic()
+    with pytest.warns(UserWarning, match="network folders: choose a local folder"):
+        cache.put_many({"a": np.zeros(3, np.float32)})
+    assert time.monotonic() - start < 5
+    assert cache.get_many(["a"]) == {}
