@@ -5,8 +5,10 @@ Nothing heavy is imported before the arguments are known to be right.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -34,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A name that the terminal cannot show must not end the run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    if argv is None:
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGTERM, _terminate)
     command, settings = parse(argv)
     set_quiet(getattr(settings, "quiet", False))
     with warnings.catch_warnings():
@@ -49,9 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             lines = (printable(line) for line in str(error).split("\n"))
             print("clipad: error:", "\n".join(lines), file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
-            print("clipad: interrupted", file=sys.stderr)
-            return 130
+        except KeyboardInterrupt as interrupt:
+            terminated = bool(interrupt.args)
+            word = "terminated" if terminated else "interrupted"
+            print(f"clipad: {word}", file=sys.stderr, flush=True)
+            status = 143 if terminated else 130
+            if argv is None:
+                # A thread may wait for a read that never ends, and Python for it.
+                os._exit(status)
+            return status
         except BrokenPipeError:
             # The reader of the output, such as `head`, has seen enough. What is
             # still to be flushed goes nowhere.
@@ -65,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return 3
+
+
+def _terminate(*_: Any) -> None:
+    raise KeyboardInterrupt("terminated")
 
 
 def _show_warning(

@@ -292,18 +292,18 @@ def _read_all(
     """Yield what `reader` makes of each image, in order, reading ahead."""
     workers = clip.num_workers or min(8, os.cpu_count() or 1)
     ahead = clip.batch_size + workers
-    with ThreadPoolExecutor(workers, thread_name_prefix="clipad") as pool:
-        pending: list[Future[Any]] = []
-        try:
-            for image in images:
-                pending.append(pool.submit(reader, image))
-                if len(pending) > ahead:
-                    yield pending.pop(0).result()
-            while pending:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="clipad")
+    pending: list[Future[Any]] = []
+    try:
+        for image in images:
+            pending.append(pool.submit(reader, image))
+            if len(pending) > ahead:
                 yield pending.pop(0).result()
-        finally:
-            for future in pending:
-                future.cancel()
+        while pending:
+            yield pending.pop(0).result()
+    finally:
+        # After an interrupt nobody waits for a read that may never end.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _ImageReader:

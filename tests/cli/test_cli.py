@@ -539,7 +539,7 @@ read = encoding.read_bytes
 def waiting(path):
     return open("few/pipe", "rb").read() if "slow" in str(path) else read(path)
 encoding.read_bytes = waiting
-sys.exit(main(sys.argv[1:]))
+sys.exit(main())
 """
 
 
@@ -582,12 +582,17 @@ def test_killed_run_leaves_no_partial_output(waiting, few: Path) -> None:
     assert sorted(os.listdir(few.parent)) == ["few", "scores.csv"]
 
 
-def test_interrupted_run(waiting, few: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_interrupted_run(waiting, few: Path, number, status, word) -> None:
+    """It ends although a read never does."""
     process, writer = waiting
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
+    assert process.wait(60) == status
     os.close(writer)
-    assert process.wait(60) == 130
-    assert process.stderr.read().endswith("clipad: interrupted\n")
+    assert process.stderr.read().endswith(f"clipad: {word}\n")
     assert (few.parent / "scores.csv").read_text() == "an earlier result"
     assert sorted(os.listdir(few.parent)) == ["few", "scores.csv"]
 
