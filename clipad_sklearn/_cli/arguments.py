@@ -27,6 +27,7 @@ exit status:
   3    an error of the program itself
   130  interrupted
 """
+_SHOTS = (1, 4, 16)
 _SCORERS = ("random-word", "prompt", "fusion")
 
 
@@ -633,6 +634,9 @@ methods:
   winclip-fusion       the same, scored with both (seeded); has maps
   sdp                  CLIP-AD's staged dual path; has maps
   sdp-plus             with layers trained on 600 generated images; has maps
+  reference            compared with photos of the training split, --shots of
+                       them, as many draws as --seeds (mvtec, visa); has maps
+  mutual               the photos compared with each other; has maps
 
 files in --out: results.json, results.csv, results.md, and times.csv. Metrics of
 pixels are taken at the size of the model's input. Exit status 1: a category
@@ -667,8 +671,14 @@ failed.
         action="store_true",
         help="give methods the name of the category (default: the object is unknown)",
     )
+    parser.add_argument(
+        "--shots",
+        type=_shots,
+        metavar="N,N,...",
+        help="numbers of good photos that reference is given (default: 1,4,16)",
+    )
     for name, least, text in (
-        ("n_seeds", 1, "number of seeds of seeded methods"),
+        ("n_seeds", 1, "number of seeds, or of draws of good photos"),
         ("n_pairs", 1, "pairs of random-word prompts"),
         ("n_draws", 100, "number of resamples for intervals"),
     ):
@@ -700,11 +710,32 @@ def _check_benchmark(given: dict[str, Any]) -> None:
             f"--methods: unknown {', '.join(map(repr, unknown))}; expected some of "
             + ", ".join(METHODS)
         )
+    given["methods"] = list(given.get("methods", BenchmarkSettings.methods))
+    shots = given.pop("shots", _SHOTS)
+    if "reference" in given["methods"]:
+        if given["data"] not in ("mvtec", "visa"):
+            raise UsageError(
+                "--methods reference needs a training split: --data mvtec or visa"
+            )
+        place = given["methods"].index("reference")
+        given["methods"][place : place + 1] = [f"reference-{n}" for n in shots]
     for option in ("methods", "categories"):
         values = given.get(option, [])
         twice = [name for i, name in enumerate(values) if name in values[:i]]
         if twice:
             raise UsageError(f"--{option}: {twice[0]!r} is listed twice")
+
+
+def _shots(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected whole numbers from 1 on, such as 1,4,16"
+        )
+    return list(dict.fromkeys(numbers))
 
 
 # -- shared --------------------------------------------------------------------

@@ -20,7 +20,8 @@ _TIMES = ("fit_s", "score_ms_per_image", "map_ms_per_image", "peak_mb")
 def run(settings: BenchmarkSettings | CompareSettings) -> int:
     """Run ``clipad benchmark`` or ``clipad benchmark compare``."""
     if isinstance(settings, CompareSettings):
-        print(compare(_read(settings.first), _read(settings.second)), end="")
+        names = (settings.first, settings.second)
+        print(compare(_read(names[0]), _read(names[1]), names), end="")
         return 0
     with as_usage_error():
         clip = check_clip(settings.clip).set_params(**given_settings(settings))

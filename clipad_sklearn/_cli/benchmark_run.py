@@ -23,7 +23,7 @@ from .._masks import mask_pixels, resized_mask
 from ..datasets import load_image_folder, load_mvtec_ad, load_sewer_ml, load_visa
 from ..metrics import PIXEL_METRICS
 from .arguments import BenchmarkSettings
-from .methods import METHODS, Choices, fitted_detector
+from .methods import Choices, fitted_detector, method_and_shots
 from .output import UsageError, say, write_text
 
 _LONGEST_REASON = 1000
@@ -42,6 +42,11 @@ def category_names(settings: BenchmarkSettings) -> list[str]:
             raise UsageError("--categories: Sewer-ML has only one")
         return ["sewer pipe"]
     if settings.categories is not None:
+        for name in settings.categories:
+            if not os.path.isdir(os.path.join(settings.root, name)):
+                raise UsageError(
+                    f"--categories: {settings.root} has no folder {name!r}"
+                )
         return list(settings.categories)
     if settings.data == "folder":
         return ["."]
@@ -68,6 +73,13 @@ def load_category(settings: BenchmarkSettings, category: str) -> Bunch:
     return load_image_folder(
         folder, mask_folder=next((path for path in masks if os.path.isdir(path)), None)
     )
+
+
+def load_good(settings: BenchmarkSettings, category: str) -> list[str]:
+    """List the training photos of one category, which are good."""
+    load = load_mvtec_ad if settings.data == "mvtec" else load_visa
+    images: list[str] = load(settings.root, category, split="train").images
+    return images
 
 
 def _class_name(settings: BenchmarkSettings, category: str) -> str | None:
@@ -150,8 +162,9 @@ class Runner:
 
     def run(self, category: str, method: str, data: Bunch) -> dict[str, Any]:
         """Return scores, pixel metrics, times and peak memory."""
-        n_seeds = self.settings.n_seeds if METHODS[method].seeded else 1
-        on_images = METHODS[method].on_images
+        kind, _ = method_and_shots(method)
+        n_seeds = self.settings.n_seeds if kind.seeded else 1
+        on_images = kind.on_images
         masks = data.masks if on_images else None
         class_name = _class_name(self.settings, category)
         images, encode_s, encode_mb = data.images, 0.0, 0.0
@@ -162,7 +175,7 @@ class Runner:
         fit_s = score_s = map_s = 0.0
         self.memory.start()
         for seed in range(n_seeds):
-            detector, seconds = self._fitted(method, class_name, seed)
+            detector, seconds = self._fitted(category, method, class_name, seed, data)
             fit_s += seconds
             start = time.perf_counter()
             scores.append((-detector.score_samples(images)).tolist())
@@ -203,9 +216,23 @@ class Runner:
         return self._embeddings[1:]
 
     def _fitted(
-        self, method: str, class_name: str | None, seed: int
+        self,
+        category: str,
+        method: str,
+        class_name: str | None,
+        seed: int,
+        data: Bunch,
     ) -> tuple[Any, float]:
         """Return a detector, and the seconds that it took to fit."""
+        kind, shots = method_and_shots(method)
+        if method == "mutual" or shots is not None:
+            photos = data.images
+            if shots is not None:
+                photos = _drawn(load_good(self.settings, category), shots, seed)
+            start = time.perf_counter()
+            choices = Choices(random_state=seed)
+            detector = kind.make(self.clip, choices).fit(photos)
+            return detector, time.perf_counter() - start
         key = (method, class_name, seed)
         if key not in self._detectors:
             if class_name is not None:
@@ -215,6 +242,13 @@ class Runner:
             detector = fitted_detector(method, self.clip, choices)
             self._detectors[key] = detector, time.perf_counter() - start
         return self._detectors[key]
+
+
+def _drawn(photos: list[str], n: int, seed: int) -> list[str]:
+    if len(photos) < n:
+        raise ValueError(f"has {len(photos)} training photos, but --shots asks for {n}")
+    rng = np.random.default_rng(seed)
+    return [photos[i] for i in sorted(rng.choice(len(photos), n, replace=False))]
 
 
 # -- all of them -------------------------------------------------------------------

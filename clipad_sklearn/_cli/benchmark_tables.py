@@ -255,8 +255,11 @@ def _cell(text: Any) -> str:
 # -- comparing ---------------------------------------------------------------------
 
 
-def compare(a: dict[str, Any], b: dict[str, Any]) -> str:
-    """Return how b differs from a, with intervals of the paired differences."""
+def compare(a: dict[str, Any], b: dict[str, Any], names: Sequence[str]) -> str:
+    """Return how b differs from a, with intervals of the paired differences.
+
+    `names` say what the two are called.
+    """
     body: list[list[str]] = []
     remarks: list[str] = []
     methods = [m for m in a["settings"]["methods"] if m in b["settings"]["methods"]]
@@ -304,6 +307,10 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> str:
     titles = [TITLES[name] for name in IMAGE_METRICS]
     return "\n".join(
         [
+            f"First: {printable(names[0])}",
+            f"Second: {printable(names[1])}",
+            *_different_settings(a, b),
+            "",
             "First, second, and second minus first with its 95 % interval over paired "
             "resamples of the images; * where this leaves out 0. In per cent.",
             "",
@@ -312,6 +319,22 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _different_settings(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Return a line for everything that was not the same for both."""
+    lines = []
+    for group in ("settings", "clip", "versions"):
+        first, second = a.get(group, {}), b.get(group, {})
+        lines += [
+            f"{name}: {printable(str(first.get(name)))}, "
+            f"then {printable(str(second.get(name)))}"
+            for name in dict.fromkeys([*first, *second])
+            if first.get(name) != second.get(name)
+        ]
+    if a.get("weights") != b.get("weights"):
+        lines.append("other weights of CLIP")
+    return ["Different:", *(f"  {line}" for line in lines)] if lines else []
 
 
 def _draws_as(

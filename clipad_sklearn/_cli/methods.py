@@ -162,7 +162,7 @@ METHODS: dict[str, Method] = {
     "winclip-fusion": Method(True, True, _winclip(_fusion)),
     "sdp": Method(False, True, _sdp),
     "sdp-plus": Method(True, True, _sdp_plus),
-    "reference": Method(False, True, _reference),
+    "reference": Method(True, True, _reference),
     "mutual": Method(False, True, _mutual),
 }
 LEARNS_FROM_PHOTOS = ("reference", "mutual")
@@ -171,6 +171,14 @@ LEARNS_FROM_PHOTOS = ("reference", "mutual")
 def method_name(text: str) -> str:
     """Return the name in `METHODS` of a name that a user gives."""
     return {"sdp+": "sdp-plus"}.get(text, text)
+
+
+def method_and_shots(name: str) -> tuple[Method, int | None]:
+    """Return a method, and from a name such as ``"reference-4"`` how many photos."""
+    base, _, shots = name.partition("-")
+    if base == "reference" and shots.isdecimal():
+        return METHODS[base], int(shots)
+    return METHODS[name], None
 
 
 def fitted_detector(name: str, clip: OpenCLIP, choices: Choices) -> Any:

@@ -21,10 +21,11 @@ import pytest
 from PIL import Image
 from trees import write_mvtec_ad, write_sewer_ml, write_visa, write_visa_one_class
 
-from clipad_sklearn import metrics
+from clipad_sklearn import ReferenceDetector, metrics
 from clipad_sklearn._cli.benchmark_run import read_mask
 from clipad_sklearn._cli.benchmark_tables import bootstrap
 from clipad_sklearn._cli.main import main
+from clipad_sklearn.datasets import load_mvtec_ad, make_defect_images
 from clipad_sklearn.metrics import IMAGE_METRICS, PIXEL_METRICS
 
 FAST = ["--clip", "tiny", "--draws", "100"]
@@ -93,6 +94,37 @@ def test_mvtec_ad_with_every_kind_of_method(tmp_path: Path) -> None:
     assert {name: (out / name).read_bytes() for name in before} == before
 
 
+@pytest.mark.filterwarnings("ignore:Fewer than 4 references")
+def test_good_photos_and_photos_that_judge_each_other(tmp_path: Path) -> None:
+    root, out = write_mvtec_ad(tmp_path / "mvtec", ("wood",)), tmp_path / "out"
+    new = make_defect_images(4, size=48, anomaly_fraction=0, random_state=9)
+    for number, pixels in enumerate(new.images):  # other ones than are tested
+        Image.fromarray(pixels).save(
+            root / "wood" / "train" / "good" / f"n{number}.png"
+        )
+    for path in (root / "wood" / "train" / "good").glob("0*.png"):
+        path.unlink()
+    given = arguments("mvtec", root, out, "prompt,reference,mutual")
+    assert main([*given, "--shots", "1,3,5", "--seeds", "2"]) == 1
+    rows = rows_of(out)
+    methods = ["prompt", "reference-1", "reference-3", "reference-5", "mutual"]
+    assert [method for category, method in rows if category == "wood"] == methods
+    part = json.loads((out / "results.json").read_text())["categories"]["wood"]
+    train = load_mvtec_ad(root, "wood", split="train").images
+    test = load_mvtec_ad(root, "wood").images
+    assert "asks for 5" in rows["wood", "reference-5"]["error"]
+    assert rows["wood", "reference-3"]["error"] == ""
+    found = part["methods"]["reference-1"]
+    assert len(found["scores"]) == len(found["pixels"]) == 2
+    rng = np.random.default_rng(1)
+    drawn = [train[i] for i in sorted(rng.choice(len(train), 1, replace=False))]
+    expected = -ReferenceDetector("tiny").fit(drawn).score_samples(test)
+    np.testing.assert_allclose(found["scores"][1], expected, atol=1e-4)
+    mutual = ReferenceDetector("tiny", n_neighbors=0.3).fit(test)
+    scores = part["methods"]["mutual"]["scores"]
+    np.testing.assert_allclose(scores, [-mutual.score_samples(test)], atol=1e-4)
+
+
 @pytest.mark.parametrize("layout", ["visa", "1cls", "sewer-ml", "folder"])
 def test_other_layouts(layout: str, tmp_path: Path) -> None:
     root, out, data = tmp_path / "data", tmp_path / "out", layout
@@ -129,7 +161,6 @@ def test_other_layouts(layout: str, tmp_path: Path) -> None:
 
 def test_image_scores_are_those_of_the_library(tmp_path: Path) -> None:
     from clipad_sklearn import OpenCLIP, PromptDetector
-    from clipad_sklearn.datasets import load_mvtec_ad
 
     root = write_mvtec_ad(tmp_path / "mvtec", ("metal_nut",))
     out = tmp_path / "out"
@@ -224,6 +255,9 @@ MVTEC = "--data mvtec --root . --out out --clip tiny"
         (f"{MVTEC} --categories a a", "--categories: 'a' is listed twice"),
         (MVTEC, "has no folder of a category"),
         (f"{MVTEC} --root nowhere", "no such folder"),
+        (f"{MVTEC} --categories nope", "has no folder 'nope'"),
+        (f"{MVTEC} --shots 0", "expected whole numbers from 1 on"),
+        (f"{MVTEC} --data folder --methods reference", "needs a training split"),
         (f"{MVTEC} --data sewer-ml --categories x", "Sewer-ML has only one"),
         (f"{MVTEC} --clip nothing", "no such path"),
         ("compare a.json", "required: B.json"),
@@ -410,6 +444,9 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert same.count("+0.0 [+0.0, +0.0]") == 3 * 2 * 3
     assert main(["benchmark", "compare", first, second]) == 0
     text = capsys.readouterr().out
+    assert f"First: {first}\nSecond: {second}\nDifferent:\n" in text
+    assert "\n  known_object: False, then True\n" in text
+    assert "methods:" not in text  # it is the same
     lines = [line for line in text.splitlines() if line.startswith("| mean | prompt")]
     a, b = (float(rows_of(tmp_path / out)["mean", "prompt"]["auroc"]) for out in "ab")
     assert f"{100 * a:.1f}, {100 * b:.1f}: {100 * (b - a):+.1f} [" in lines[0]
