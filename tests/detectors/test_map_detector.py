@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
 
 from clipad_sklearn import (
+    CLIPImageEncoder,
     ImageReadError,
     OpenCLIP,
     PromptDetector,
@@ -430,3 +432,10 @@ def test_generators_of_images(photos: list[np.ndarray]) -> None:
 def test_y_may_be_files_of_masks(photos: list[np.ndarray]) -> None:
     """As searches by pixels pass them on; `fit` ignores them."""
     SDPDetector("tiny").fit(photos[:2], ["mask.png", None])
+
+
+@pytest.mark.parametrize("kind", [SDPDetector, WinCLIPDetector])
+def test_an_encoder_too_many_is_named(kind: Any, photos: list[np.ndarray]) -> None:
+    pipeline = make_pipeline(CLIPImageEncoder("tiny"), kind("tiny"))
+    with pytest.raises(ValueError, match=r"takes images.*leave the encoder out"):
+        pipeline.fit(None).score_samples(photos)
