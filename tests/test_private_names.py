@@ -26,6 +26,13 @@ def borrowed(source: str) -> list[str]:
         for node in ast.walk(tree)
         if isinstance(node, (ast.FunctionDef, ast.ClassDef))
     }
+    # Such as os._exit, which is documented.
+    libraries = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -34,7 +41,11 @@ def borrowed(source: str) -> list[str]:
                 found += [a.name for a in node.names if is_private(a.name)]
         elif isinstance(node, ast.Attribute) and is_private(node.attr):
             of = node.value
-            inherited = isinstance(of, ast.Name) and of.id in ("self", "cls")
+            inherited = isinstance(of, ast.Name) and of.id in {
+                "self",
+                "cls",
+                *libraries,
+            }
             inherited |= isinstance(of, ast.Call) and ast.unparse(of) == "super()"
             if not inherited:
                 found.append(node.attr)
