@@ -603,8 +603,13 @@ class ReferenceDetector(MapDetector):
         import torch
 
         both = ("anywhere", "same")
+        # torch takes no arrays that cannot be written, such as mapped files.
+        kept = [
+            tokens if tokens.flags.writeable else tokens.copy()
+            for tokens in self.reference_tokens_
+        ]
         return PatchMatcher(
-            [torch.from_numpy(tokens).to(device) for tokens in self.reference_tokens_],
+            [torch.from_numpy(tokens).to(device) for tokens in kept],
             self.neighborhoods,
             both if self.location_ == "both" else (self.location_,),
             self.radius,

@@ -424,6 +424,14 @@ def test_saved_with_skops(fitted: ReferenceDetector) -> None:
     np.testing.assert_array_equal(again.score_samples(X), fitted.score_samples(X))
 
 
+def test_tokens_in_a_mapped_file(fitted: ReferenceDetector, tmp_path: Path) -> None:
+    joblib.dump(fitted, tmp_path / "detector.joblib")
+    mapped = joblib.load(tmp_path / "detector.joblib", mmap_mode="r")
+    assert not mapped.reference_tokens_[0].flags.writeable
+    X = _photos(1, seed=1)
+    np.testing.assert_array_equal(mapped.score_samples(X), fitted.score_samples(X))
+
+
 def test_the_pass_feeds_the_embedding_cache(good: list[Any], tmp_path: Path) -> None:
     from PIL import Image
 
