@@ -50,6 +50,7 @@ class ScoreSettings:
     random_state: int = 0
     scorer: str = "prompt"
     layers: str | None = None
+    tiles: tuple[int, int] | None = None
     # The threshold
     threshold: float | None = None
     contamination: float | None = None
@@ -72,6 +73,7 @@ class ScoreSettings:
     device: str | None = None
     batch_size: int | None = None
     precision: str | None = None
+    image_size: int | tuple[int, int] | None = None
     embedding_cache: str | None = None
     no_cache: bool = False
 
@@ -80,7 +82,8 @@ class ScoreSettings:
         "quiet",
     )  # fmt: skip
     of_clip: ClassVar = (
-        "clip", "device", "batch_size", "precision", "embedding_cache", "no_cache",
+        "clip", "device", "batch_size", "precision", "image_size", "embedding_cache",
+        "no_cache",
     )  # fmt: skip
 
     @property
@@ -280,6 +283,12 @@ columns of the output:
         help="of the model (default: auto; `clipad models --time` measures)",
     )
     parser.add_argument(
+        "--image-size",
+        type=_image_size,
+        metavar="N",
+        help="pixels of the model's input, N or HEIGHTxWIDTH (default: its own)",
+    )
+    parser.add_argument(
         "--embedding-cache",
         metavar="FOLDER",
         help="keep embeddings and learned words in FOLDER, so that nothing is done "
@@ -324,6 +333,13 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         "--layers",
         metavar="FILE",
         help="trained layers of sdp-plus (SDPPlusDetector.save_layers)",
+    )
+    parser.add_argument(
+        "--tiles",
+        type=_grid,
+        metavar="RxC",
+        help="look at photos in RxC tiles, such as 3x4, and as a whole, for defects "
+        "that are small in large photos",
     )
     _add_clip(parser)
     parser.add_argument("--class-name", metavar="NAME", help="what the photos show")
@@ -450,7 +466,7 @@ def _check_score(given: dict[str, Any]) -> None:
     if "load" in given:
         for name in (
             "clip", "method", "good", "class_name", "normal", "anomalous",
-            "random_state", "scorer", "layers",
+            "random_state", "scorer", "layers", "tiles", "image_size",
         ):  # fmt: skip
             if name in given:
                 option = "--" + name.replace("_", "-")
@@ -505,6 +521,8 @@ def _check_method(given: dict[str, Any]) -> None:
         raise UsageError(
             "--method sdp-plus requires --layers, and --layers is for sdp-plus only"
         )
+    if "tiles" in given and method == "sdp-plus":
+        raise UsageError("--tiles cannot be combined with --method sdp-plus")
     if ("normal" in given) != ("anomalous" in given):
         raise UsageError("--normal and --anomalous need each other")
     if "normal" in given:
@@ -736,6 +754,23 @@ def _shots(text: str) -> list[int]:
             f"{text!r}: expected whole numbers from 1 on, such as 1,4,16"
         )
     return list(dict.fromkeys(numbers))
+
+
+def _grid(text: str) -> tuple[int, int]:
+    """Parse two whole numbers with an x between them."""
+    try:
+        first, second = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        first = second = 0
+    if min(first, second) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a form such as 3x4")
+    return first, second
+
+
+def _image_size(text: str) -> int | tuple[int, int]:
+    if "x" in text.lower():
+        return _grid(text)
+    return int(_number(int, 1)(text))
 
 
 # -- shared --------------------------------------------------------------------

@@ -15,7 +15,7 @@ from .._clip.settings import OpenCLIP, check_clip
 from .._detectors.class_names import last_step
 from .._errors import ImageReadError
 from .._score_rows import check_detector, clips_of
-from .methods import LEARNS_FROM_PHOTOS, METHODS, Choices, fitted_detector
+from .methods import METHODS, Choices, fitted_detector
 from .output import UsageError, as_usage_error, counted, say, stage, writing
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ class Fitted:
             return own
         if not isinstance(self.detector, Pipeline):
             name = type(self.detector).__name__
-            raise UsageError(f"{name} makes no anomaly maps: leave out --maps")
+            raise UsageError(
+                f"this {name} makes no anomaly maps: leave out --maps and --heat-maps"
+            )
         from .._detectors.winclip import WinCLIPDetector
 
         # The detector that scored the photos scores their windows: no second fit.
@@ -86,12 +88,19 @@ def obtain_detector(
     )
     with as_usage_error():
         clip = check_clip(settings.clip).set_params(**clip_settings)
-        if not good and settings.method not in LEARNS_FROM_PHOTOS:
+        if not settings.learns_from_photos and settings.tiles is None:
             detector = fitted_detector(settings.method, clip, choices)
             if not METHODS[settings.method].on_images:
                 detector = make_pipeline(CLIPImageEncoder(clip), detector)
             return Fitted(detector, clip)
-        detector = _with_references(settings.method, clip, choices, bool(good))
+        detector = _new_detector(settings.method, clip, choices, bool(good))
+        if settings.tiles is not None:
+            from .._detectors.tiled import TiledDetector
+
+            detector = TiledDetector(detector, tiles=settings.tiles)
+        if not settings.learns_from_photos:
+            stage("learning from words")
+            return Fitted(detector.fit(None), clip)
         photos = list(good or paths)
         stage(
             f"learning from {counted(len(photos), 'photo')}"
@@ -101,18 +110,16 @@ def obtain_detector(
     return Fitted(detector, clip, n_unreadable)
 
 
-def _with_references(
-    method: str, clip: OpenCLIP, choices: Choices, has_good: bool
-) -> Any:
-    """Return an unfitted detector that learns from photos."""
+def _new_detector(method: str, clip: OpenCLIP, choices: Choices, has_good: bool) -> Any:
+    """Return an unfitted detector of photos; with good ones, of both together."""
+    detector = METHODS[method].make(clip, choices)
+    if not METHODS[method].on_images:
+        detector = make_pipeline(CLIPImageEncoder(clip), detector)
     if not has_good or method == "reference":
-        return METHODS[method].make(clip, choices)
+        return detector
     from .._detectors.fusion import FusionDetector
 
-    member = METHODS[method].make(clip, choices)
-    if not METHODS[method].on_images:
-        member = make_pipeline(CLIPImageEncoder(clip), member)
-    members = [("photos", METHODS["reference"].make(clip, choices)), (method, member)]
+    members = [("photos", METHODS["reference"].make(clip, choices)), (method, detector)]
     return FusionDetector(members, method="standardized")
 
 
@@ -186,7 +193,7 @@ def _clips_within(value: Any) -> Iterator[OpenCLIP]:
     elif isinstance(value, OpenCLIP):
         yield value
     elif isinstance(value, BaseEstimator):
-        if hasattr(value, "clip"):
+        if "clip" in vars(value):
             # One that is a string becomes what it stands for.
             value.clip = check_clip(value.clip)
         for inner in list(vars(value).values()):

@@ -90,7 +90,7 @@ def no_formula(text: str) -> str:
 
 def given_settings(settings: Any) -> dict[str, Any]:
     """Return the parameters of `OpenCLIP` that were given to a command."""
-    names = ("device", "batch_size", "precision", "embedding_cache")
+    names = ("device", "batch_size", "precision", "image_size", "embedding_cache")
     values = {name: getattr(settings, name, None) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 

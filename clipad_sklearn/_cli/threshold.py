@@ -104,15 +104,15 @@ def _as_fitted(settings: ScoreSettings, fitted: Fitted) -> Threshold:
         sentence = f"Threshold of the saved detector: {n_good}, {n_below} below it."
         return Threshold(value, "--load", (sentence,), n_good=len(scores))
     ours = isinstance(fitted.last, BaseDetector)
-    if not ours or not is_uncalibrated(fitted.last):
-        return Threshold(value, "--load", ("Threshold of the saved detector.",))
-    if hasattr(fitted.last, "is_reference"):
+    if ours and hasattr(fitted.last, "is_reference") and value == 0:
         sentence = (
             "Threshold: three spreads from the median of the photos it learned from. "
             "That is a convention and promises nothing; --calibrate GOOD, with other "
             "good photos, sets one that does."
         )
         return Threshold(value, "references", (sentence,))
+    if not ours or not is_uncalibrated(fitted.last):
+        return Threshold(value, "--load", ("Threshold of the saved detector.",))
     return Threshold(value, "none")
 
 

@@ -28,9 +28,11 @@ from sklearn.pipeline import make_pipeline
 from clipad_sklearn import (
     CLIPImageEncoder,
     FusionDetector,
+    OpenCLIP,
     PromptDetector,
     PromptSet,
     ReferenceDetector,
+    TiledDetector,
 )
 from clipad_sklearn._cli.main import main
 from clipad_sklearn._cli.output import UsageError, writing
@@ -389,6 +391,35 @@ def test_photos_that_judge_each_other(folder: Path, tmp_path: Path) -> None:
     assert '"map_side": 28' in page.read_text()
 
 
+def test_tiles_and_size_of_the_input(few: Path, tmp_path: Path) -> None:
+    paths = sorted(few.iterdir())
+    for options, detector in (
+        (
+            ["--tiles", "2x3"],
+            TiledDetector(
+                make_pipeline(CLIPImageEncoder("tiny"), PromptDetector("tiny")),
+                tiles=(2, 3),
+            ),
+        ),
+        (
+            ["--image-size", "70x98"],
+            make_pipeline(
+                CLIPImageEncoder(OpenCLIP("tiny", image_size=(70, 98))),
+                PromptDetector("tiny"),
+            ),
+        ),
+    ):
+        saved = str(tmp_path / "detector.joblib")
+        report = score(tmp_path, str(few), *TINY, *options, "--save", saved)
+        expected = dict(
+            zip(map(str, paths), detector.fit(None).score_samples(paths), strict=True)
+        )
+        for row in report["scores"]:
+            assert row["margin"] == pytest.approx(expected[row["path"]], abs=1e-3)
+        again = score(tmp_path, str(few), "--load", saved)
+        assert again["scores"] == report["scores"]
+
+
 def test_share_of_less_than_one_photo(few: Path, tmp_path: Path, capsys) -> None:
     report = score(tmp_path, str(few), *TINY, "--contamination", "0.3")
     assert set(verdicts(report)) == {"normal"}
@@ -462,6 +493,9 @@ def test_a_saved_threshold_is_kept(folder: Path, tmp_path: Path, capsys) -> None
         (["score", "few", "--max-false-alarm", "0.1"], "needs --calibrate"),
         (["score", "--calibrate", "a", "b", "c"], "takes all folders that follow it"),
         (["score", "few", "--out", "scores.txt"], "must end in .csv, .xlsx or .json"),
+        (["score", "few", "--tiles", "3"], "expected a form such as 3x4"),
+        (["score", "few", "--image-size", "0"], "is not in"),
+        (["score", "few", "--load", "d", "--tiles", "1x2"], "--tiles has no effect"),
         (["score", "few", "--bad", "b"], "--bad needs --calibrate"),
         (["score", "few", "--confidence", "0.9"], "--confidence needs --calibrate"),
         (["score", "few", "--normal", "clean {}"], "need each other"),
