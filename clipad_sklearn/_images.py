@@ -161,10 +161,10 @@ def open_image(image: Any, then: Callable[[Image.Image], Any] | None = None) -> 
     """
     if isinstance(image, np.ndarray):
         return _without_memory(lambda: _then(_image_from_array(image), then), image)
-    return opened(image, lambda image, traits: _then(_to_rgb(image, traits), then))
+    return opened(image, _to_rgb, then)
 
 
-def _then(image: Image.Image, then: Callable[[Image.Image], Any] | None) -> Any:
+def _then(image: Any, then: Callable[[Any], Any] | None) -> Any:
     return image if then is None else then(image)
 
 
@@ -184,17 +184,24 @@ def image_size(image: Any) -> tuple[int, int]:
         return upright_size(open_file(content))
 
 
-def opened(image: Any, convert: Callable[[Image.Image, Traits], Any]) -> Any:
-    """Return what `convert` makes of a path, a file's bytes or a `PIL.Image`."""
+def opened(
+    image: Any,
+    convert: Callable[[Image.Image, Traits], Any],
+    then: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Return what `convert` and `then` make of a path, a file's bytes or a `PIL.Image`.
+
+    Errors of `convert` are said to be those of the image.
+    """
     if isinstance(image, (str, os.PathLike)):
         image = read_bytes(image)
     if isinstance(image, bytes):
-        return _without_memory(lambda: _decoded(image, convert), image)
+        return _without_memory(lambda: _decoded(image, convert, then), image)
     if not is_pil(image):
         raise ValueError(
             f"{_name(image)} is not an image: pass a path, a PIL image or an array"
         )
-    return _without_memory(lambda: _converted(image, convert), image)
+    return _without_memory(lambda: _converted(image, convert, then), image)
 
 
 def _without_memory(work: Callable[[], Any], image: Any) -> Any:
@@ -204,13 +211,21 @@ def _without_memory(work: Callable[[], Any], image: Any) -> Any:
         raise ValueError("the image needs more memory than there is") from None
 
 
-def _decoded(content: bytes, convert: Callable[[Image.Image, Traits], Any]) -> Any:
+def _decoded(
+    content: bytes,
+    convert: Callable[[Image.Image, Traits], Any],
+    then: Callable[[Any], Any] | None,
+) -> Any:
     with decoded(content) as (image, traits):
-        return convert(image, traits)
+        with reasons(content):
+            converted = convert(image, traits)
+        return _then(converted, then)
 
 
 def _converted(
-    image: Image.Image, convert: Callable[[Image.Image, Traits], Any]
+    image: Image.Image,
+    convert: Callable[[Image.Image, Traits], Any],
+    then: Callable[[Any], Any] | None,
 ) -> Any:
     with _load_locks[id(image) // 64 % len(_load_locks)], reasons():
         traits = traits_of(image)
@@ -218,7 +233,9 @@ def _converted(
         if min(image.size) == 0:
             raise ValueError("the image has no pixels")
         image = upright(image)
-    return convert(image, traits)
+    with reasons():
+        converted = convert(image, traits)
+    return _then(converted, then)
 
 
 def _to_rgb(image: Image.Image, traits: Traits) -> Image.Image:
