@@ -30,6 +30,7 @@ from ._score_rows import (
     clips_of,
     error_row,
     has_margins,
+    p_values_of,
     score_readable,
     score_row,
     threshold_of,
@@ -126,8 +127,9 @@ def score_images(
     Notes
     -----
     The data set has the columns of ``clipad score`` except the rank, which no part
-    knows: ``path``, ``p_anomaly``, ``margin``, ``threshold``, ``verdict`` and
-    ``error``. An image that cannot be read is a row with the reason as its ``error``,
+    knows: ``path``, ``p_anomaly``, ``p_value``, ``margin``, ``threshold``, ``verdict``
+    and ``error``. There are p-values once `calibrate_threshold` was given good images.
+    An image that cannot be read is a row with the reason as its ``error``,
     which is empty otherwise, and no numbers; so is an image whose score is not a
     number. ``p_anomaly`` is empty for detectors of other libraries, whose scores are
     no margins. Rows in the order of the files' names
@@ -161,7 +163,7 @@ def score_images(
     ...     out = os.path.join(folder, "scores")
     ...     done = score_images(detector.fit(None), paths, out=out, partition_size=4)
     ...     sorted(os.listdir(out)), pd.read_parquet(out).shape
-    (['_manifest.json', 'part-00000000.parquet', 'part-00000001.parquet'], (6, 6))
+    (['_manifest.json', 'part-00000000.parquet', 'part-00000001.parquet'], (6, 7))
     >>> done.n_images, done.n_partitions_run
     (6, 2)
     """
@@ -443,11 +445,17 @@ def _rows(
     if living:
         margins, _, failures = score_readable(detector, [files[i] for i in living])
         errors = {living[index]: reason for index, _, reason in failures}
-        for i, margin in zip(living, margins, strict=True):
-            rows[i] = (
-                error_row(paths[i], errors[i])
-                if i in errors
-                else score_row(paths[i], float(margin), threshold, is_margin=is_margin)
+        p_values = p_values_of(detector, margins)
+        for i, margin, p_value in zip(living, margins, p_values, strict=True):
+            if i in errors:
+                rows[i] = error_row(paths[i], errors[i])
+                continue
+            rows[i] = score_row(
+                paths[i],
+                float(margin),
+                threshold,
+                is_margin=is_margin,
+                p_value=p_value,
             )
     return [rows[i] for i in range(len(paths))]
 
@@ -498,7 +506,7 @@ def _parquet(rows: list[dict[str, Any]], metadata: dict[bytes, bytes]) -> bytes:
         for name in ("path", "error"):
             row[name] = row[name].encode("utf-8", "backslashreplace").decode()
     number, text = pyarrow.float64(), pyarrow.string()
-    types = [text, number, number, number, text, text]
+    types = [text, number, number, number, number, text, text]
     schema = pyarrow.schema(zip(SCORE_COLUMNS, types, strict=True), metadata=metadata)
     buffer = pyarrow.BufferOutputStream()
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema), buffer)

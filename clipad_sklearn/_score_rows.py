@@ -13,6 +13,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
+from . import metrics
 from ._clip.encoding import encode_images
 from ._clip.image_encoder import CLIPImageEncoder
 from ._clip.settings import OpenCLIP, check_clip
@@ -21,7 +22,15 @@ from ._detectors.class_names import last_step
 from ._errors import ImageReadError
 from ._images import image_name
 
-SCORE_COLUMNS = ("path", "p_anomaly", "margin", "threshold", "verdict", "error")
+SCORE_COLUMNS = (
+    "path",
+    "p_anomaly",
+    "p_value",
+    "margin",
+    "threshold",
+    "verdict",
+    "error",
+)
 
 # Images that a detector on images scores at a time: these are scored again when one
 # of them cannot be read.
@@ -72,6 +81,15 @@ def threshold_of(detector: Any) -> float:
     """Return the threshold on the scores of a fitted detector or Pipeline."""
     # OneClassSVM keeps it as an array of one number.
     return float(np.squeeze(last_step(detector).offset_))
+
+
+def p_values_of(detector: Any, scores: np.ndarray) -> list[float | None]:
+    """Return p-values of scores, None where the detector is not calibrated."""
+    known = getattr(last_step(detector), "calibration_scores_", None)
+    if known is None:
+        return [None] * len(scores)
+    found = metrics.p_values(scores, known).tolist()
+    return [None if np.isnan(value) else value for value in found]
 
 
 def has_margins(detector: Any) -> bool:
@@ -191,16 +209,21 @@ def _with_not_a_number(
 
 
 def score_row(
-    path: str, margin: float, threshold: float, *, is_margin: bool = True
+    path: str,
+    margin: float,
+    threshold: float,
+    *,
+    is_margin: bool = True,
+    p_value: float | None = None,
 ) -> dict[str, Any]:
     """Return the row of an image that was read.
 
     There is no probability where the score is no margin, that of a detector that is
-    not ours.
+    not ours, and no p-value where no good images have set the threshold.
     """
     verdict = "normal" if margin >= threshold else "anomalous"
     probability = float(expit(-margin)) if is_margin else None
-    values = (path, probability, margin, threshold, verdict, "")
+    values = (path, probability, p_value, margin, threshold, verdict, "")
     return dict(zip(SCORE_COLUMNS, values, strict=True))
 
 

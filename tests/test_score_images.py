@@ -37,6 +37,7 @@ from clipad_sklearn import (
     PromptDetector,
     SDPDetector,
     WinCLIPDetector,
+    calibrate_threshold,
     score_images,
 )
 from clipad_sklearn._cli.main import main
@@ -48,7 +49,15 @@ pandas = pytest.importorskip("pandas", reason="reads the data set with pandas")
 distributed = pytest.importorskip("distributed", reason="needs the extra [dask]")
 
 RANDOM = np.random.default_rng(0).random((8, 4))
-COLUMNS = ["path", "p_anomaly", "margin", "threshold", "verdict", "error"]
+COLUMNS = [
+    "path",
+    "p_anomaly",
+    "p_value",
+    "margin",
+    "threshold",
+    "verdict",
+    "error",
+]
 
 # What a killed client was: arguments are the saved detector, the list of images, the
 # folder, the size of a partition, and the scheduler, if any.
@@ -222,14 +231,14 @@ def test_rows_are_those_of_the_command(
     assert (done.n_images, done.n_unreadable, done.n_partitions) == (13, 4, 4)
     table = parquet.read_table("scores")
     assert [str(kind) for kind in table.schema.types] == (
-        ["string"] + 3 * ["double"] + 2 * ["string"]
+        ["string"] + 4 * ["double"] + 2 * ["string"]
     )
     rows = table.to_pylist()
     written = [name.replace("\udcff", "\\udcff") for name in names]
     assert [row["path"] for row in rows] == written
     assert done.n_anomalous == sum(row["verdict"] == "anomalous" for row in rows)
 
-    with open("scores.csv", encoding="utf-8", newline="") as file:
+    with open("scores.csv", encoding="utf-8-sig", newline="") as file:
         of_command = {
             row["path"].removeprefix("'"): row for row in csv.DictReader(file)
         }
@@ -237,13 +246,26 @@ def test_rows_are_those_of_the_command(
     for row in rows:
         other = of_command[row["path"]]
         assert row["error"] == other["error"]
-        assert (row["verdict"] or "") == other["verdict"]
+        assert (row["verdict"] or "unreadable") == other["verdict"]
+        assert row["p_value"] is None
         for name in ("p_anomaly", "margin", "threshold"):
             if row["error"]:
                 assert row[name] is None
                 assert other[name] == ""
             else:
-                assert abs(row[name] - float(other[name])) < 1e-6
+                assert row[name] == pytest.approx(float(other[name]), 1e-5, 1e-6)
+
+
+def test_p_values_of_a_calibrated_detector(photos: list[str], tmp_path: Path) -> None:
+    detector = new_detector().fit(None)
+    calibrate_threshold(detector, photos[:6], max_false_alarm=0.4)
+    (tmp_path / "empty.png").touch()
+    paths = [*photos[6:9], str(tmp_path / "empty.png")]
+    score_images(detector, paths, out=tmp_path / "scores")
+    found = pandas.read_parquet(tmp_path / "scores")["p_value"]
+    expected = detector[-1].p_values(detector[0].transform(paths[:3]))
+    np.testing.assert_allclose(found[:3], expected)
+    assert np.isnan(found[3])
 
 
 def test_pipelines_with_more_steps_and_other_sequences(
