@@ -92,15 +92,16 @@ class UnlabelledCalibratedThresholdDetector(CalibratedThresholdDetector):
 
 def _embedding_detectors() -> list[Any]:
     words = AnyWidthRandomWordDetector(
+        "tiny",
         n_pairs=40,
         classifier=FeedForwardClassifier((16,), min_steps=20, n_epochs=1),
         random_state=0,
     )
-    prompts = AnyWidthPromptDetector()
+    prompts = AnyWidthPromptDetector("tiny")
     return [
         words,
         AnyWidthRandomWordDetector(
-            n_pairs=40, classifier=LogisticRegression(), random_state=0
+            "tiny", n_pairs=40, classifier=LogisticRegression(), random_state=0
         ),
         prompts,
         FusionDetector([("words", clone(words)), ("prompts", clone(prompts))]),
