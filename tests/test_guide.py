@@ -40,9 +40,10 @@ def names(tmp_path, monkeypatch):
     # Far fewer than the default: enough to see that it runs.
     monkeypatch.setitem(RandomWordDetector.__init__.__kwdefaults__, "n_pairs", 20)
     data = make_defect_images(24, size=64, random_state=0)
-    Path("photos").mkdir()
-    for i, image in enumerate(data.images):
-        Image.fromarray(image).save(f"photos/{i:02d}.png")
+    for folder, images in (("photos", data.images), ("good", GOOD_PHOTOS)):
+        Path(folder).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(f"{folder}/{i:02d}.png")
     photos = list_images("photos")
     encoder = CLIPImageEncoder("tiny")
     words = RandomWordDetector("tiny", random_state=0)

@@ -80,7 +80,7 @@ def difference(old: str, new: str) -> str:
     for name, value in old_defaults.items():
         if name not in defaults:
             return f"{name} is gone"
-        if defaults[name] != value:
+        if value is not None and defaults[name] != value:  # None: there was none
             return f"{name}={value} became {defaults[name]}"
     for name in defaults.keys() - old_defaults.keys():
         if defaults[name] is None:
@@ -110,6 +110,7 @@ def test_still_there(name):
         ("(a, b=1, *, c=2, d, **options)", "d has no default"),
         ("(a, b=1, *, c=2)", "** is gone"),
         ("(a, b=1, *, c=2, d=None, **rest)", ""),
+        ("(a=0, b=1, *, c=2, **options)", ""),
     ],
 )
 def test_a_difference_is_seen(new, what):
