@@ -20,8 +20,8 @@ def aggregate(embeddings: np.ndarray, method: str, **params: Any) -> np.ndarray:
     ----------
     embeddings : ndarray of shape (n, d)
         L2-normalised embeddings, n >= 1.
-    method : {"mean", "dbscan", "mean_shift", "kde", "pca"}
-        How to represent them; see Notes.
+    method : str
+        A name of `METHODS`; see Notes.
     **params
         Of ``"dbscan"``: `eps` (default 0.5) and `min_samples` (default 15). Of
         ``"kde"``: `bandwidth` (default 0.3). The others have none.

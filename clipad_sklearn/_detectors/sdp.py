@@ -38,14 +38,15 @@ class SDPDetector(MapDetector):
         ``"hf-hub:organisation/name"``, a folder, ``"model/file"``, or ``"tiny"``. None
         is ``OpenCLIP()``. It needs a vision transformer of open_clip's own that does
         not pool by attention.
-    prompts : {"clip-ac", "winclip", "clip-ad"} or PromptSet, default="clip-ad"
-        States and templates, see :class:`PromptDetector`.
+    prompts : str or PromptSet, default="clip-ad"
+        States and templates, as in :class:`PromptDetector`.
     class_name : str, default="object"
         What the images show.
-    aggregation : {"mean", "dbscan", "mean_shift", "kde", "pca"}, default="dbscan"
-        How the embeddings of a state's prompts become one vector.
+    aggregation : str, default="dbscan"
+        How the embeddings of a state's prompts become one vector, as in
+        :class:`PromptDetector`.
     aggregation_params : mapping or None, default=None
-        ``eps`` and ``min_samples`` of ``"dbscan"``; ``bandwidth`` of ``"kde"``.
+        Parameters of the aggregation, as in :class:`PromptDetector`.
     temperature : float, default=0.01
         What cosines of images are divided by; it does not change maps.
     layers : sequence of int or None, default=None
