@@ -66,6 +66,7 @@ def _state(detector: RandomWordDetector) -> bytes:
         "n_steps": network.n_steps_,
         "loss_curve": network.loss_curve_,
         "text_mean": detector.text_mean_,
+        "fingerprint": getattr(detector, "clip_fingerprint_", ""),
     }
     for number, weights in enumerate(network.coefs_):
         arrays[f"weights{number}"] = weights
@@ -86,9 +87,12 @@ def _restore(detector: RandomWordDetector, content: bytes) -> None:
         network.n_steps_ = int(arrays["n_steps"])
         network.loss_curve_ = arrays["loss_curve"].tolist()
         detector.text_mean_ = arrays["text_mean"]
+        fingerprint = str(arrays["fingerprint"])
     network.n_features_in_ = len(detector.text_mean_)
     detector.image_mean_ = detector.text_mean_
     detector.n_features_in_ = network.n_features_in_
     detector.classifier_ = network
     detector.classes_ = np.array([-1, 1])
     detector.offset_ = 0.0
+    if fingerprint:
+        detector.clip_fingerprint_ = fingerprint
