@@ -171,20 +171,8 @@ def _calibrated(
             "this is an estimate and no promise; other good photos give one."
         )
     elif promises:
-        bound = false_alarm_bound(good_scores, offset, settings.confidence)
-        promise = {"bound": bound, "confidence": settings.confidence}
-        kept = "on average"
-        if settings.confidence is not None:
-            kept = f"with a confidence of {per_cent(settings.confidence)}"
-        sentences.append(
-            f"Promise, {kept}: at most {per_cent_at_most(bound)} of new good photos "
-            f"(same camera, light and product) are called anomalous"
-            + (
-                f"; {per_cent(share)} was asked for."
-                if bound <= share
-                else f"; for {per_cent(share)} there are too few photos."
-            )
-        )
+        sentence, promise = _promise(settings, good_scores, offset, share)
+        sentences.append(sentence)
     else:
         sentences.append(
             "It is the best F1 score on these photos and promises nothing; "
@@ -206,6 +194,24 @@ def _calibrated(
         n_bad=n_bad,
         promise=promise,
     )
+
+
+def _promise(
+    settings: ScoreSettings, good_scores: np.ndarray, offset: float, share: float
+) -> tuple[str, dict[str, Any]]:
+    """Return what the threshold promises, to read and to keep."""
+    bound = false_alarm_bound(good_scores, offset, settings.confidence)
+    kept = "on average"
+    if settings.confidence is not None:
+        kept = f"with a confidence of {per_cent(settings.confidence)}"
+    asked = f"{per_cent(share)} was asked for."
+    if bound > share:
+        asked = f"for {per_cent(share)} there are too few photos."
+    sentence = (
+        f"Promise, {kept}: at most {per_cent_at_most(bound)} of new good photos "
+        f"(same camera, light and product) are called anomalous; {asked}"
+    )
+    return sentence, {"bound": bound, "confidence": settings.confidence}
 
 
 def say_shift(fitted: Fitted, margins: np.ndarray) -> None:
