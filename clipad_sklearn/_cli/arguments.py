@@ -524,7 +524,9 @@ def _check_method(given: dict[str, Any]) -> None:
     if "tiles" in given and method == "sdp-plus":
         raise UsageError("--tiles cannot be combined with --method sdp-plus")
     if ("normal" in given) != ("anomalous" in given):
-        raise UsageError("--normal and --anomalous need each other")
+        raise UsageError(
+            "--normal requires --anomalous, and --anomalous requires --normal"
+        )
     if "normal" in given:
         if method in LEARNS_FROM_PHOTOS:
             raise UsageError(f"--normal: --method {method} uses no words")
