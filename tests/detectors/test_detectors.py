@@ -289,7 +289,7 @@ class TestRandomWordDetector:
             def _encode_prompts(self, prompts: Any, n_features: Any) -> np.ndarray:
                 return rng.standard_normal((len(prompts), 640)).astype(np.float32)
 
-        detector = Wide(n_pairs=200, random_state=0).fit()
+        detector = Wide("tiny", n_pairs=200, random_state=0).fit()
         assert len(pickle.dumps(detector.classifier_)) < 8_000_000
 
     def test_fitted_state_holds_nothing_of_torch(self) -> None:
