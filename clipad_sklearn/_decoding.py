@@ -41,6 +41,8 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 _MOST_PIXELS = 100_000_000
 # Tags of TIFF.
 _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR = 258, 262, 0x0112, 284
+# What of an image's info may say how it is turned.
+_ORIENTING = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _STRIPS, _SAMPLE_FORMAT, _DNG = 273, 339, 50706
 
 
@@ -154,9 +156,10 @@ def upright(image: Image.Image) -> Image.Image:
     method = methods.get(_orientation(image))
     if method is None:
         return image
-    info = image.info
+    # Such as transparency, and not what would turn it once more.
+    info = {k: v for k, v in image.info.items() if k not in _ORIENTING}
     image = image.transpose(method)
-    image.info = info  # such as transparency
+    image.info = info
     return image
 
 

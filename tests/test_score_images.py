@@ -551,7 +551,9 @@ def test_killed_at_any_moment(
             assert parquet.ParquetFile(out / name).read().num_rows == 1
     process.communicate()
     assert 0 < len(after) < len(paths)
-    (out / ".clipad-left").touch()  # as a kill in the middle of writing leaves it
+    # As a kill in the middle of writing leaves it.
+    job = json.loads((out / "_manifest.json").read_text())["job"]
+    (out / f".clipad-{job[:20]}-left").touch()
     done = score_images(detector, paths, out=out, partition_size=1)
     assert done.n_partitions_run == len(paths) - len(after)
     assert {name: parts(out)[name] for name in after} == after
@@ -696,7 +698,9 @@ def test_a_photo_that_kills_workers_costs_its_own_row(
     done = score_images(detector, paths, out=out, client=client, partition_size=2)
     killer.join()
     allow(3)
-    assert (done.n_unreadable, done.n_partitions_run) == (1, 12)
+    assert done.n_unreadable == 1
+    # A worker may have finished another partition just before it was killed.
+    assert done.n_partitions_run in (11, 12)
     rows = pandas.read_parquet(out)
     assert list(rows["path"]) == paths
     assert "a worker died of it" in rows["error"][7]
@@ -795,7 +799,7 @@ def test_command(
     options += ["--dask", client.scheduler.address]
     assert main(["score", *photos, *options]) == 0
     shown, said = capsys.readouterr()
-    assert "24 scored, " in shown
+    assert "24 photos scored, " in shown
     assert f"wrote {out}" in shown
     assert "verdicts are uncalibrated" in said
     check_rows(out, detector, photos)
@@ -823,7 +827,7 @@ def test_command_on_this_machine(
     out = tmp_path / "scores"
     options = ["--clip", "tiny", "--method", "prompt", "--dask", "local"]
     assert main(["score", photos[0], *options, "--out", str(out)]) == 0
-    assert "1 scored" in capsys.readouterr().out
+    assert "1 photo scored" in capsys.readouterr().out
     assert len(pandas.read_parquet(out)) == 1
 
 

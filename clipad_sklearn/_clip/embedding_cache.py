@@ -445,7 +445,9 @@ class FolderCache:
         if _is_locked(reason):
             advice = "Another process keeps it locked: wait for it, or stop it."
         elif _cannot_lock(reason):
-            advice = "This is common on network folders: choose a local folder."
+            advice = (
+                "Check the disk's space; on network folders: choose a local folder."
+            )
         elif _is_damage(reason):
             advice = "Delete the file or run 'clipad cache clear' to start afresh."
         return OSError(

@@ -376,7 +376,8 @@ class EmbeddingMixin:
         super()._check_fit(X, y)  # type: ignore[misc]
         # y is ignored, but such labels would spoil the scores of a search later. To
         # detectors on images, strings are files of masks.
-        names = [] if y is None else [name for name in y if isinstance(name, str)]
+        labels = [] if y is None else np.asarray(y).ravel().tolist()
+        names = [name for name in labels if isinstance(name, str)]
         if names:
             found = ", ".join(map(repr, sorted(set(names))[:3]))
             raise ValueError(

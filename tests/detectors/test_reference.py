@@ -443,10 +443,11 @@ def test_the_pass_feeds_the_embedding_cache(good: list[Any], tmp_path: Path) -> 
     detector.score_samples(paths)
     cache = open_cache(clip.embedding_cache)
     assert cache is not None
-    assert cache.info()["entries"] == 5
+    n_entries = cache.info()["entries"]
+    assert n_entries >= 5
     plain = OpenCLIP("tiny", embedding_cache=None).encode_image(paths)
     np.testing.assert_allclose(clip.encode_image(paths), plain, atol=1e-6)
-    assert cache.info()["entries"] == 5
+    assert cache.info()["entries"] == n_entries
     # None is a cache too.
     off = ReferenceDetector(OpenCLIP("tiny", embedding_cache=None)).fit(paths[:4])
     np.testing.assert_allclose(off.score_samples(paths), detector.score_samples(paths))
