@@ -447,7 +447,8 @@ def test_the_pass_feeds_the_embedding_cache(good: list[Any], tmp_path: Path) -> 
     assert n_entries >= 5
     plain = OpenCLIP("tiny", embedding_cache=None).encode_image(paths)
     np.testing.assert_allclose(clip.encode_image(paths), plain, atol=1e-6)
-    assert cache.info()["entries"] == n_entries
+    # No embedding more; one entry may say by which names they are kept.
+    assert cache.info()["entries"] - n_entries in (0, 1)
     # None is a cache too.
     off = ReferenceDetector(OpenCLIP("tiny", embedding_cache=None)).fit(paths[:4])
     np.testing.assert_allclose(off.score_samples(paths), detector.score_samples(paths))
