@@ -41,6 +41,7 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 _MOST_PIXELS = 100_000_000
 # Tags of TIFF.
 _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR = 258, 262, 0x0112, 284
+_WIDTH, _HEIGHT = 256, 257
 # What of an image's info may say how it is turned.
 _ORIENTING = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _STRIPS, _SAMPLE_FORMAT, _DNG = 273, 339, 50706
@@ -135,9 +136,11 @@ def reasons(content: bytes = b"") -> Iterator[None]:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return height and width of an opened image once it is upright."""
     width, height = image.size
-    # From 5 on, the image lies on its side, of which a TIFF gives the upright size.
-    lies = _orientation(image) >= 5 and not hasattr(image, "tag_v2")
-    return (width, height) if lies else (height, width)
+    # Of a TIFF, some versions of Pillow give the upright size, others that in the file.
+    tags = getattr(image, "tag_v2", None) or {}
+    width, height = int(tags.get(_WIDTH, width)), int(tags.get(_HEIGHT, height))
+    # From 5 on, the image lies on its side.
+    return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -175,11 +175,19 @@ FEW = {
     "PNG, colour, 12 bits": (deep_png(COLOUR.astype(np.uint16) * 16), 4095),
     "PNG, colour, 10 bits": (deep_png(COLOUR.astype(np.uint16) * 4), 4095),
     "PNG, grey with alpha": (
-        deep_png(np.dstack([GREY * np.uint16(16), GREY * 0 + np.uint16(65535)])),
+        deep_png(
+            np.dstack(
+                [GREY.astype(np.uint16) * 16, np.full(GREY.shape, 65535, np.uint16)]
+            )
+        ),
         4095,
     ),
     "PNG, colour with alpha": (
-        deep_png(np.dstack([COLOUR * np.uint16(16), GREY * 0 + np.uint16(65535)])),
+        deep_png(
+            np.dstack(
+                [COLOUR.astype(np.uint16) * 16, np.full(GREY.shape, 65535, np.uint16)]
+            )
+        ),
         4095,
     ),
     "PNG, 8 bits in 16": (deep_png(COLOUR.astype(np.uint16)), 255),
@@ -189,7 +197,9 @@ FEW = {
     ),
     "array, colour": (COLOUR.astype(np.uint16) * 16, 4095),
     "array with alpha": (
-        np.dstack([COLOUR * np.uint16(16), GREY * 0 + np.uint16(65535)]),
+        np.dstack(
+            [COLOUR.astype(np.uint16) * 16, np.full(GREY.shape, 65535, np.uint16)]
+        ),
         4095,
     ),
     "array of 8 bits": (GREY % 8, 7),
