@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any, TypeVar, cast
 
+import numpy as np
 from sklearn.utils._param_validation import (
     Interval,
     Options,
@@ -56,6 +58,25 @@ def check_value(name: str, value: Any, constraints: Sequence[Any]) -> None:
     described = [_described(constraint) for constraint in made if not constraint.hidden]
     expected = ", ".join(described[:-1]) + " or " * (len(described) > 1) + described[-1]
     raise ValueError(f"{name}={value!r}: expected {expected}.")
+
+
+def check_blocks(layers: Any, depth: int) -> tuple[int, ...]:
+    """Return the checked numbers of some blocks of a tower, counted from 1."""
+    try:
+        given = tuple(layers)
+        valid = (
+            len(given) > 0
+            and all(isinstance(n, (int, np.integer)) and 1 <= n <= depth for n in given)
+            and all(a < b for a, b in itertools.pairwise(given))
+        )
+    except TypeError:
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"layers={layers!r}: expected rising numbers of blocks from 1 to {depth}, "
+            "the depth of this model, or None."
+        )
+    return tuple(int(n) for n in given)
 
 
 def _described(constraint: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from .._clip.encoding import keyed_pixel_batches, pixel_batches
 from .._clip.models import load
 from .._clip.settings import OpenCLIP, check_clip
-from .._validation import all_or_nothing
+from .._validation import all_or_nothing, check_blocks
 from .base import quantile_offset
 from .maps import MapDetector, check_size, pixel_quantile, sized, upsampled
 from .patch_distances import PatchMatcher, count_neighbors
@@ -678,24 +677,7 @@ def check_layers(
         usable = [n for n in range(depth) if shapes[n][0] * shapes[n][1] <= most]
         ends = {(len(usable) * third + 1) // 3 for third in (1, 2, 3)}
         return tuple(usable[end - 1] + 1 for end in sorted(ends - {0}))
-    try:
-        given = tuple(layers)
-        valid = (
-            len(given) > 0
-            and all(
-                isinstance(block, (int, np.integer)) and 1 <= block <= depth
-                for block in given
-            )
-            and all(a < b for a, b in itertools.pairwise(given))
-        )
-    except TypeError:
-        valid = False
-    if not valid:
-        raise ValueError(
-            f"layers={layers!r}: expected rising numbers of blocks from 1 to {depth}, "
-            "the depth of this model, or None."
-        )
-    return tuple(int(block) for block in given)
+    return check_blocks(layers, depth)
 
 
 def _check_neighborhoods(neighborhoods: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -15,7 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from .._clip.models import load
 from .._clip.settings import OpenCLIP, check_clip
 from .._prompts import PromptSet
-from .._validation import all_or_nothing
+from .._validation import all_or_nothing, check_blocks
 from .maps import MapDetector, upsampled
 from .prompt import PromptDetector, prototypes_of
 
@@ -304,21 +303,4 @@ def stage_ends(layers: Any, depth: int) -> tuple[int, ...]:
     if layers is None:
         ends = {(depth * stage + 2) // 4 for stage in range(1, 5)}
         return tuple(sorted(ends - {0}))
-    try:
-        ends_given = tuple(layers)
-        valid = (
-            len(ends_given) > 0
-            and all(
-                isinstance(end, (int, np.integer)) and 1 <= end <= depth
-                for end in ends_given
-            )
-            and all(a < b for a, b in itertools.pairwise(ends_given))
-        )
-    except TypeError:
-        valid = False
-    if not valid:
-        raise ValueError(
-            f"layers={layers!r}: expected rising numbers of blocks from 1 to {depth}, "
-            "the depth of this model, or None."
-        )
-    return tuple(int(end) for end in ends_given)
+    return check_blocks(layers, depth)
