@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,3 +84,22 @@ def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = (folder / "b32.pt").read_bytes()
     (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
     return folder
+
+
+@pytest.fixture
+def count_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[int]]:
+    """Count the rows that go through a method of the loaded model."""
+    from clipad_sklearn._clip.loaded_model import LoadedModel
+
+    def count(method: str) -> list[int]:
+        rows: list[int] = []
+        original = getattr(LoadedModel, method)
+
+        def counting(self: LoadedModel, batch: Any, *args: Any) -> np.ndarray:
+            rows.append(len(batch))
+            return original(self, batch, *args)
+
+        monkeypatch.setattr(LoadedModel, method, counting)
+        return rows
+
+    return count

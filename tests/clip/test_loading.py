@@ -1,0 +1,215 @@
+"""Where weights come from: folders, files, the hub's cache, no network."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from sklearn.base import clone
+
+import clipad_sklearn
+from clipad_sklearn import (
+    OpenCLIP,
+    WeightsNotFound,
+    clear_models,
+)
+from clipad_sklearn._clip.loaded_model import LoadedModel
+from clipad_sklearn._clip.models import load
+from clipad_sklearn._clip.settings import check_clip
+from clipad_sklearn._clip.source import TINY
+
+TEXTS = ["a photo of a flawless bottle.", "scratched metal", ""]
+
+
+# A proxy that nobody serves stands for a network without a way out.
+DEAD_PROXY = "http://127.0.0.1:9"
+
+
+class TestLoading:
+    def test_nothing_loads_before_it_is_needed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loads: list[Any] = []
+        monkeypatch.setattr(LoadedModel, "__init__", lambda *a, **k: loads.append(a))
+        clip = OpenCLIP("tiny")
+        clone(clip).get_params()
+        repr(clip)
+        clip._repr_html_()
+        pickle.loads(pickle.dumps(clip))
+        assert loads == []
+
+    def test_loaded_once_by_many_threads(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clear_models()
+        loads: list[int] = []
+        original = LoadedModel.__init__
+
+        def counting(self: LoadedModel, *args: Any, **params: Any) -> None:
+            loads.append(1)
+            original(self, *args, **params)
+
+        monkeypatch.setattr(LoadedModel, "__init__", counting)
+        expected: list[np.ndarray] = []
+
+        def work() -> None:
+            expected.append(OpenCLIP("tiny").encode_text(["thread", "safe " * 5]))
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(loads) == 1
+        assert len(expected) == 8
+        for rows in expected[1:]:
+            np.testing.assert_array_equal(rows, expected[0])
+
+    def test_checkpoint_file_and_folder(self, checkpoint_folder: Path) -> None:
+        from_folder = OpenCLIP(str(checkpoint_folder / "clip")).encode_text(TEXTS)
+        for name in ("b32.safetensors", "b32.pt"):
+            clip = OpenCLIP("ViT-B-32", str(checkpoint_folder / name))
+            np.testing.assert_allclose(clip.encode_text(TEXTS), from_folder, atol=1e-6)
+        short = check_clip(str(checkpoint_folder / "clip"))
+        np.testing.assert_array_equal(short.encode_text(TEXTS), from_folder)
+
+    def test_hub_cache_without_a_network(
+        self, checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        snapshot = tmp_path / "models--acme--clip" / "snapshots" / ("0" * 40)
+        snapshot.parent.mkdir(parents=True)
+        snapshot.symlink_to(checkpoint_folder / "clip")
+        (tmp_path / "models--acme--clip" / "refs").mkdir()
+        (tmp_path / "models--acme--clip" / "refs" / "main").write_text("0" * 40)
+        for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
+            monkeypatch.setenv(name, DEAD_PROXY)
+        cached = OpenCLIP("hf-hub:acme/clip", cache_dir=str(tmp_path))
+        expected = OpenCLIP(str(checkpoint_folder / "clip")).encode_text(TEXTS)
+        np.testing.assert_allclose(cached.encode_text(TEXTS), expected, atol=1e-6)
+
+    def test_folder_brings_its_preprocessing(self, checkpoint_folder: Path) -> None:
+        loaded = load(OpenCLIP(str(checkpoint_folder / "clip")))
+        assert tuple(loaded.preprocess_cfg["mean"]) == (0.5, 0.4, 0.3)
+        bare = load(OpenCLIP("ViT-B-32", str(checkpoint_folder / "b32.pt")))
+        assert bare.preprocess_cfg["mean"][0] == pytest.approx(0.48145466)
+
+    def test_random_weights_are_reproducible_and_leave_the_seed_alone(self) -> None:
+        torch.manual_seed(7)
+        expected = torch.rand(1)
+        torch.manual_seed(7)
+        first = OpenCLIP("ViT-B-32", "random").encode_text(["a"])
+        assert torch.equal(torch.rand(1), expected)
+        clear_models()
+        clip = OpenCLIP("ViT-B-32", "random", embedding_cache=None)
+        np.testing.assert_allclose(clip.encode_text(["a"]), first, atol=1e-6)
+
+    def test_tiny_through_every_door(self) -> None:
+        model = open_clip.create_model(f"local-dir:{TINY}", require_pretrained=True)
+        tokenizer = open_clip.get_tokenizer(
+            f"local-dir:{TINY}", bpe_path=os.path.join(TINY, "bpe_merges.txt.gz")
+        )
+        model.eval()
+        with torch.inference_mode():
+            stock = model.encode_text(tokenizer(TEXTS), normalize=True).numpy()
+        for clip in (OpenCLIP("tiny"), OpenCLIP(TINY), check_clip("tiny")):
+            np.testing.assert_allclose(clip.encode_text(TEXTS), stock, atol=1e-5)
+
+    def test_path_wins_over_model_slash_pretrained(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        checkpoint_folder: Path,
+        tmp_path: Path,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "ViT-B-32").mkdir()
+        (tmp_path / "ViT-B-32" / "openai").symlink_to(checkpoint_folder / "clip")
+        with pytest.warns(UserWarning, match=r"Write '\./ViT-B-32/openai'"):
+            clip = check_clip("ViT-B-32/openai")
+        assert clip.model_name == "ViT-B-32/openai"
+        assert clip.encode_text(["a"]).shape == (1, 512)
+
+    def test_precision(self, photos: list[np.ndarray]) -> None:
+        exact = OpenCLIP("tiny", device="cpu").encode_image(photos)
+        half = OpenCLIP("tiny", device="cpu", precision="bf16").encode_image(photos)
+        assert not np.array_equal(exact, half)
+        full = OpenCLIP("tiny", device="cpu", precision="fp32").encode_image(photos)
+        np.testing.assert_array_equal(full, exact)
+        assert (exact * half).sum(axis=1).min() > 0.99
+
+
+@pytest.mark.parametrize(
+    "clip", ["OpenCLIP()", "OpenCLIP('hf-hub:no-such-organisation/no-such-clip')"]
+)
+def test_hub_out_of_reach(clip: str, tmp_path: Path) -> None:
+    """No route to the hub, nothing cached: an early, helpful error."""
+    code = (
+        f"from clipad_sklearn import OpenCLIP, WeightsNotFound\n"
+        f"try:\n    {clip}.encode_text(['a'])\n"
+        f"except WeightsNotFound as error:\n    print(error)"
+    )
+    environment = {
+        **os.environ,
+        "HF_HOME": str(tmp_path),
+        "HTTPS_PROXY": DEAD_PROXY,
+        "https_proxy": DEAD_PROXY,
+        "HTTP_PROXY": DEAD_PROXY,
+        "http_proxy": DEAD_PROXY,
+    }
+    start = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=environment,
+        cwd=Path(clipad_sklearn.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "were not found" in result.stdout, result.stderr
+    for remedy in ("clipad models --download", "local path", 'clip="tiny"'):
+        assert remedy in result.stdout
+    assert time.monotonic() - start < 60, "30 s, and the start of Python and torch"
+
+
+def test_equal_settings_share_one_model() -> None:
+    model = load(OpenCLIP("tiny"))
+    assert load(OpenCLIP("tiny", precision="fp32")) is model or (model.device != "cpu")
+    assert load(OpenCLIP("tiny", device=model.device)) is model
+
+
+def test_a_folder_named_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    assert OpenCLIP("tiny").encode_text(["a"]).shape == (1, 128)
+    with pytest.raises(WeightsNotFound):
+        OpenCLIP("./tiny").encode_text(["a"])
+
+
+def test_no_error_is_logged_twice() -> None:
+    """open_clip logs what it raises, and gives the root logger a handler."""
+    code = (
+        "import logging\n"
+        "from clipad_sklearn import OpenCLIP, WeightsNotFound\n"
+        "try:\n    OpenCLIP('ViT-B-32', 'missing.pt').encode_text(['a'])\n"
+        "except WeightsNotFound as error:\n    print(error)\n"
+        "OpenCLIP('ViT-B-32', 'random').encode_text(['a'])\n"
+        "print(logging.getLogger().handlers, logging.getLogger().filters)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=Path(clipad_sklearn.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert result.stderr == ""
+    assert "clipad models --download MODEL/TAG" in result.stdout
+    assert result.stdout.endswith("[] []\n")

@@ -1,0 +1,105 @@
+"""Wrong settings and wrong weights, each with its error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipad_sklearn import (
+    OpenCLIP,
+    WeightsNotFound,
+)
+from clipad_sklearn._clip.models import load
+from clipad_sklearn._clip.settings import check_clip
+from clipad_sklearn._clip.source import TINY
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("clip", "kind", "message"),
+        [
+            (OpenCLIP("ViT-B-23"), ValueError, "Did you mean 'ViT-B-32'"),
+            (OpenCLIP("acme", "clip"), ValueError, "write 'hf-hub:acme/clip'"),
+            (OpenCLIP("a", "b/c.pt"), ValueError, "in 'a/b/c.pt': neither a path"),
+            (OpenCLIP("ViT-B-32", "no/a.pt"), WeightsNotFound, "'ViT-B-32/no/a.pt'"),
+            (OpenCLIP("ViT-B-32", "opnai"), ValueError, "open_clip knows openai"),
+            (OpenCLIP("ViT-B-32", None), ValueError, "needs `pretrained`"),
+            (OpenCLIP("ViT-B-32", "openai"), ValueError, "'ViT-B-32-quickgelu'"),
+            (OpenCLIP("ViT-B-32", "no/such.pt"), WeightsNotFound, "no such checkpoint"),
+            (OpenCLIP("tiny", batch_size=0), ValueError, "batch_size=0"),
+            (OpenCLIP("tiny", num_workers=0), ValueError, "num_workers=0"),
+            (OpenCLIP("tiny", resize="stretch"), ValueError, "resize='stretch'"),
+            (OpenCLIP("tiny", precision="int8"), ValueError, "precision='int8'"),
+            (OpenCLIP("tiny", device="cuda:99"), ValueError, "cannot be used here"),
+        ],
+    )
+    def test_settings(
+        self, clip: OpenCLIP, kind: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(kind, match=message):
+            clip.encode_text(["a"])
+
+    @pytest.mark.parametrize(
+        ("clip", "kind", "message"),
+        [
+            ("nothing", ValueError, "not of the form 'model/pretrained'"),
+            ("/no/such/folder", ValueError, "'/no/such/folder': no such file"),
+            ("~/clips/vit", ValueError, "'~/clips/vit': no such file"),
+            ("./clips", ValueError, "'./clips': no such file"),
+            ("ViT-B-32", ValueError, "'ViT-B-32/TAG'"),
+            (3, TypeError, "expected an OpenCLIP"),
+        ],
+    )
+    def test_short_string(self, clip: Any, kind: type[Exception], message: str) -> None:
+        with pytest.raises(kind, match=message):
+            check_clip(clip)
+
+    @pytest.mark.parametrize(
+        ("texts", "kind", "message"),
+        [
+            ("one string", TypeError, "Wrap it in a list"),
+            ([], ValueError, "0 texts"),
+            (["a", 3], TypeError, "got int"),
+        ],
+    )
+    def test_texts(self, texts: Any, kind: type[Exception], message: str) -> None:
+        with pytest.raises(kind, match=message):
+            OpenCLIP("tiny").encode_text(texts)
+
+    @pytest.mark.parametrize("name", ["truncated.safetensors", "truncated.pt"])
+    def test_truncated_checkpoint(self, name: str, checkpoint_folder: Path) -> None:
+        with pytest.raises(
+            ValueError,
+            match="truncated, damaged, not a checkpoint, or one of another model",
+        ):
+            load(OpenCLIP("ViT-B-32", str(checkpoint_folder / name)))
+
+    def test_checkpoint_of_another_model(self, checkpoint_folder: Path) -> None:
+        clip = OpenCLIP("ViT-B-16", str(checkpoint_folder / "b32.safetensors"))
+        with pytest.raises(ValueError, match="does not fit the model 'ViT-B-16'"):
+            load(clip)
+
+    def test_vocabulary_that_does_not_fit(self, tmp_path: Path) -> None:
+        """tiny without its merges file gets open_clip's vocabulary of 49,408."""
+
+        config = json.loads(Path(TINY, "open_clip_config.json").read_text())
+        config["model_cfg"]["text_cfg"].pop("tokenizer_kwargs")
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+        weights = Path(TINY, "open_clip_model.safetensors").read_bytes()
+        (tmp_path / "open_clip_model.safetensors").write_bytes(weights)
+        with pytest.raises(ValueError, match="do not belong together"):
+            load(OpenCLIP(str(tmp_path)))
+
+    def test_folders_that_are_no_clip(self, tmp_path: Path) -> None:
+        with pytest.raises(WeightsNotFound, match=r"no open_clip_config\.json there"):
+            load(OpenCLIP(str(tmp_path)))
+        (tmp_path / "open_clip_config.json").write_text("{")
+        with pytest.raises(ValueError, match="not a valid open_clip config"):
+            load(OpenCLIP(str(tmp_path)))
+        config = Path(TINY, "open_clip_config.json").read_text()
+        (tmp_path / "open_clip_config.json").write_text(config)
+        with pytest.raises(WeightsNotFound, match=r"clip=\"tiny\""):
+            load(OpenCLIP(str(tmp_path)))
