@@ -88,29 +88,31 @@ __all__ = [
 ]
 
 
-# Saved by version 0.1.0, detectors name the modules that held their classes then.
-_MODULES_OF_0_1_0 = {
-    "_feed_forward_classifier": "FeedForwardClassifier",
-    "_fusion_detector": "FusionDetector",
-    "_image_encoder": "CLIPImageEncoder",
-    "_prompt_detector": "PromptDetector",
-    "_random_word_detector": "RandomWordDetector",
-    "_sdp_detector": "SDPDetector",
-    "_sdp_plus_detector": "SDPPlusDetector",
-    "_winclip_detector": "WinCLIPDetector",
+# Old module -> where its names are now. Detectors that version 0.1.0 saved name them.
+_OLD_MODULES = {
+    "_embedding_cache": "_clip.embedding_cache",
+    "_feed_forward_classifier": "_detectors.feed_forward",
+    "_fusion_detector": "_detectors.fusion",
+    "_image_encoder": "_clip.image_encoder",
+    "_prompt_detector": "_detectors.prompt",
+    "_random_word_detector": "_detectors.random_word",
+    "_sdp_detector": "_detectors.sdp",
+    "_sdp_plus_detector": "_detectors.sdp_plus",
+    "_winclip_detector": "_detectors.winclip",
 }
 
 
 class _OldModule(types.ModuleType):
-    """Stands for a module of 0.1.0, and imports its class when a file asks for it."""
+    """Stands for a module of 0.1.0; the new one is imported when it is needed."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == _MODULES_OF_0_1_0[self.__name__.rpartition(".")[2]]:
-            return _public(name)
-        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        if name.startswith("__"):  # what inspection of all modules asks for
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        module = _OLD_MODULES[self.__name__.rpartition(".")[2]]
+        return getattr(importlib.import_module(f".{module}", __name__), name)
 
 
-for _name in _MODULES_OF_0_1_0:
+for _name in _OLD_MODULES:
     _old = f"{__name__}.{_name}"
     sys.modules.setdefault(_old, _OldModule(_old))
 

@@ -799,7 +799,7 @@ def test_command(
     options += ["--dask", client.scheduler.address]
     assert main(["score", *photos, *options]) == 0
     shown, said = capsys.readouterr()
-    assert "24 photos scored, " in shown
+    assert "24 scored, " in shown
     assert f"wrote {out}" in shown
     assert "verdicts are uncalibrated" in said
     check_rows(out, detector, photos)
@@ -827,7 +827,7 @@ def test_command_on_this_machine(
     out = tmp_path / "scores"
     options = ["--clip", "tiny", "--method", "prompt", "--dask", "local"]
     assert main(["score", photos[0], *options, "--out", str(out)]) == 0
-    assert "1 photo scored" in capsys.readouterr().out
+    assert "1 scored" in capsys.readouterr().out
     assert len(pandas.read_parquet(out)) == 1
 
 

@@ -300,8 +300,7 @@ def _print_summary(
 ) -> None:
     """Print what can be repeated to others, and what was written."""
     print(
-        f"{counted(n_scored, 'photo')} scored, {n_anomalous} called anomalous, "
-        f"{n_unreadable} unreadable"
+        f"{n_scored} scored, {n_anomalous} called anomalous, {n_unreadable} unreadable"
     )
     for sentence in threshold.sentences:
         print(sentence)

@@ -205,7 +205,7 @@ def test_what_was_written_is_no_photo_and_what_was_not_is_kept(
 
     for _ in range(2):
         assert main(maps) == 0
-        assert "4 photos scored" in capsys.readouterr().out
+        assert "4 scored" in capsys.readouterr().out
     assert len(list(photos.glob("*.overlay.png"))) == 4
 
     from clipad_sklearn._cli import maps as module
