@@ -38,7 +38,7 @@ def aggregate(embeddings: np.ndarray, method: str, **params: Any) -> np.ndarray:
 
     Notes
     -----
-    The methods are those of CLIP-AD's representative vector selection [1]_.
+    The methods are from CLIP-AD's representative vector selection [1]_, unless marked.
 
     - ``"mean"``: the mean.
     - ``"dbscan"``: the mean of the largest cluster that DBSCAN finds with Euclidean
@@ -110,6 +110,8 @@ def _pca(embeddings: np.ndarray) -> np.ndarray:
     return vector if vector @ _mean(embeddings) >= 0 else -vector
 
 
+# Each takes unit vectors (n, d) in float64 and its parameters, and returns one vector (d,)
+# of any length. Its parameters are given with their defaults.
 METHODS: dict[str, tuple[Callable[..., np.ndarray], dict[str, Any]]] = {
     "mean": (_mean, {}),
     "dbscan": (_dbscan, {"eps": 0.5, "min_samples": 15}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -34,6 +35,7 @@ from clipad_sklearn import (
     ReferenceDetector,
     TiledDetector,
 )
+from clipad_sklearn._cli.arguments import ScoreSettings
 from clipad_sklearn._cli.main import main
 from clipad_sklearn._cli.output import UsageError, writing
 from clipad_sklearn._cli.photos import find_photos
@@ -568,6 +570,7 @@ def test_what_the_user_can_put_right(
 WAITS_FOR_A_PIPE = """
 import sys
 from clipad_sklearn._clip import encoding
+from clipad_sklearn._cli.arguments import ScoreSettings
 from clipad_sklearn._cli.main import main
 read = encoding.read_bytes
 def waiting(path):
@@ -805,3 +808,14 @@ def test_precision(few: Path, tmp_path: Path) -> None:
     margins = [[row["margin"] for row in run["scores"]] for run in (exact, rough)]
     assert margins[0] != margins[1]
     assert exact["scores"] == score(tmp_path, str(few), *TINY)["scores"]
+
+
+def test_a_report_names_every_setting_that_decides_scores():
+    """A new option is added here, or to one of the two groups that decide nothing."""
+    decide = {
+        "paths", "method", "good", "load", "class_name", "normal", "anomalous",
+        "random_state", "scorer", "layers", "tiles", "threshold", "contamination",
+        "calibrate", "bad", "max_false_alarm", "confidence", "shift_test",
+    }  # fmt: skip
+    names = {field.name for field in dataclasses.fields(ScoreSettings)}
+    assert names == decide | {*ScoreSettings.of_outputs, *ScoreSettings.of_clip}
