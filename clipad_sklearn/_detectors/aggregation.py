@@ -110,8 +110,8 @@ def _pca(embeddings: np.ndarray) -> np.ndarray:
     return vector if vector @ _mean(embeddings) >= 0 else -vector
 
 
-# Each takes unit vectors (n, d) in float64 and its parameters, and returns one vector (d,)
-# of any length. Its parameters are given with their defaults.
+# Functions of unit vectors (n, d) in float64 that return one vector (d,) of any length,
+# each with its parameters and their defaults.
 METHODS: dict[str, tuple[Callable[..., np.ndarray], dict[str, Any]]] = {
     "mean": (_mean, {}),
     "dbscan": (_dbscan, {"eps": 0.5, "min_samples": 15}),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 
@@ -181,8 +182,8 @@ def test_opposite_embeddings_have_no_mean():
 
 def test_docstring_names_every_method_and_preset():
     # Other detectors refer to this one.
-    text = PromptDetector.__doc__
+    text = inspect.getdoc(PromptDetector)
     for parameter, names in (("aggregation", METHODS), ("prompts", PRESETS)):
         # From its line to the next parameter.
-        entry = re.search(rf"\n {{4}}{parameter} : .*?(?=\n {{4}}\w)", text, re.DOTALL)
+        entry = re.search(rf"\n{parameter} : .*?(?=\n\w)", text, re.DOTALL)
         assert all(f'"{name}"' in entry[0] for name in names), entry[0]
