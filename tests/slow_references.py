@@ -7,6 +7,14 @@ from typing import Any
 import numpy as np
 
 
+def few_colours(n: int, seed: int = 0, size: Any = (40, 48)) -> list[np.ndarray]:
+    """Return photos of 4 x 4 coloured areas: no two alike, but all of a kind."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(60, 200, (n, 4, 4, 3))
+    steps = [np.arange(length) * 4 // length for length in size]
+    return [photo[np.ix_(*steps)].astype(np.uint8) for photo in coarse]
+
+
 def features(tokens: np.ndarray, side: int) -> np.ndarray:
     """Average (rows, columns, width) over neighbourhoods, patch by patch."""
     rows, columns, width = tokens.shape
@@ -78,6 +86,44 @@ def patch_scores(
             ]
             maps.append(np.sort(np.stack(each), axis=0)[:count].mean(axis=0))
     return np.mean(maps, axis=0)
+
+
+def farthest(
+    tokens: np.ndarray, side: int, count: int, order: list[int]
+) -> tuple[list[np.ndarray], list[int]]:
+    """Return features and photos of patches, each the farthest from those before.
+
+    `tokens` are (n_references, orientations, rows, columns, width) of one block.
+    """
+    pool, photos = [], []
+    for number in order:
+        for copy in tokens[number]:
+            pool += list(features(copy, side).reshape(-1, copy.shape[-1]))
+            photos += [number] * (copy.shape[0] * copy.shape[1])
+    chosen = [0]
+    while len(chosen) < min(count, len(pool)):
+        nearest = [max(patch @ pool[i] for i in chosen) for patch in pool]
+        for i in chosen:
+            nearest[i] = np.inf
+        chosen.append(int(np.argmin(nearest)))
+    return [pool[i] for i in chosen], [photos[i] for i in chosen]
+
+
+def nearest_kept(
+    photo: np.ndarray, patches: list[np.ndarray], owners: list[int], own: int | None
+) -> np.ndarray:
+    """Distance of each patch (rows, columns, width) to the nearest of other photos."""
+    result = np.zeros(photo.shape[:2])
+    for row in range(photo.shape[0]):
+        for column in range(photo.shape[1]):
+            best = max(
+                photo[row, column] @ patch
+                for patch, owner in zip(patches, owners, strict=True)
+                if owner != own
+            )
+            square = 2 - 2 * best
+            result[row, column] = 0.0 if square < 1e-5 else square**0.5
+    return result
 
 
 def center_and_spread(scores: np.ndarray) -> tuple[float, float]:

@@ -94,6 +94,13 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
     def _set_offset(self, X: Any, **params: Any) -> None:
         """Set `offset_` and `classes_`; the last step of every `fit`."""
+        self._reset_offset()
+        if self.contamination != "auto":
+            margins = self._checked_margins(X, **params)
+            self.offset_ = quantile_offset(margins, float(self.contamination))
+
+    def _reset_offset(self) -> None:
+        """Set `offset_` and `classes_` without data, and note the CLIP."""
         self.__dict__.pop("calibration_scores_", None)  # of an earlier fit
         self.__dict__.pop("clip_fingerprint_", None)
         if hasattr(self, "clip"):
@@ -102,9 +109,6 @@ class BaseDetector(OutlierMixin, BaseEstimator):
                 self.clip_fingerprint_ = fingerprint
         self.classes_ = np.array([-1, 1])
         self.offset_ = 0.0
-        if self.contamination != "auto":
-            margins = self._checked_margins(X, **params)
-            self.offset_ = quantile_offset(margins, float(self.contamination))
 
     # -- public -----------------------------------------------------------------
 

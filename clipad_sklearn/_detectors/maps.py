@@ -204,12 +204,15 @@ class MapDetector(ClassNameDetector):
 
     def _set_offset(self, X: Any, **params: Any) -> None:
         """Set `offset_`, `pixel_offset_` and `classes_`; the last step of `fit`."""
-        self.pixel_offset_ = 0.5
         super()._set_offset(X, **params)
         if self.pixel_contamination == "auto":
             return
         maps = self.iter_anomaly_maps(X, size=self._offset_size, **params)
         self.pixel_offset_ = pixel_quantile(maps, float(self.pixel_contamination))
+
+    def _reset_offset(self) -> None:
+        super()._reset_offset()
+        self.pixel_offset_ = 0.5
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

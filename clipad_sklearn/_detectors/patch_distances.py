@@ -25,8 +25,8 @@ _LARGEST_KEPT = 2**29
 _SMALLEST_SQUARE = 1e-5
 
 
-def patch_features(tokens: Tensor, neighborhood: int) -> Tensor:
-    """Average over neighbourhoods of patches; L2-normalise.
+def averaged(tokens: Tensor, neighborhood: int) -> Tensor:
+    """Average over neighbourhoods of patches.
 
     From (n, rows, columns, width) to (n, rows, columns, width), dtype float32. Places
     outside the photo count as 0.
@@ -34,11 +34,18 @@ def patch_features(tokens: Tensor, neighborhood: int) -> Tensor:
     from torch.nn import functional
 
     features = tokens.float()
-    if neighborhood > 1:
-        features = functional.avg_pool2d(
-            features.permute(0, 3, 1, 2), neighborhood, 1, neighborhood // 2
-        ).permute(0, 2, 3, 1)
-    return functional.normalize(features, dim=-1)
+    if neighborhood == 1:
+        return features
+    return functional.avg_pool2d(
+        features.permute(0, 3, 1, 2), neighborhood, 1, neighborhood // 2
+    ).permute(0, 2, 3, 1)
+
+
+def patch_features(tokens: Tensor, neighborhood: int) -> Tensor:
+    """Average over neighbourhoods of patches; L2-normalise."""
+    from torch.nn import functional
+
+    return functional.normalize(averaged(tokens, neighborhood), dim=-1)
 
 
 def nearest_anywhere(queries: Tensor, references: Tensor, neighborhood: int) -> Tensor:
@@ -84,6 +91,31 @@ def nearest_in_place(queries: Tensor, references: Tensor, radius: int) -> Tensor
 def _overlap(length: int, shift: int) -> slice:
     """What of a line of patches is left after `shift` of them at its beginning."""
     return slice(max(0, shift), max(0, length + min(0, shift)))
+
+
+def nearest_of(
+    queries: Tensor, patches: Tensor, owners: Tensor, own: Tensor | None
+) -> Tensor:
+    """Return the cosine to the nearest of some patches, whatever photo it is of.
+
+    From features (n_queries, rows, columns, width) and tokens (n_patches, width) to
+    (n_queries, rows x columns, 1). `owners` (n_patches,) are the photos of the patches,
+    and `own` (n_queries,) those to be left out for each query.
+    """
+    from torch.nn import functional
+
+    n_queries, rows = len(queries), queries.flatten(0, 2)
+    best = rows.new_full((len(rows),), -float("inf"))
+    step = max(1, _BLOCK // len(rows))
+    for start in range(0, len(patches), step):
+        part = slice(start, start + step)
+        cosines = rows @ functional.normalize(patches[part].float(), dim=-1).T
+        if own is not None:
+            same = own.to(owners.device)[:, None] == owners[part]
+            of_photos = cosines.view(n_queries, -1, cosines.shape[1])
+            of_photos.masked_fill_(same[:, None], -float("inf"))
+        best = best.maximum(cosines.amax(dim=1))
+    return best.view(n_queries, -1, 1)
 
 
 def mean_distance(cosines: Tensor, n_neighbors: int) -> Tensor:
@@ -135,13 +167,6 @@ class PatchMatcher:
         self.radius = radius
         self.n_neighbors = n_neighbors
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the finest grid."""
-        shapes = [tokens.shape[2:4] for tokens in self.references]
-        rows, columns = max(shapes, key=lambda shape: shape[0] * shape[1])
-        return int(rows), int(columns)
-
     def count(self, n_references: int) -> int:
         """Return how many references the distances are averaged over."""
         return count_neighbors(self.n_neighbors, n_references)
@@ -157,8 +182,8 @@ class PatchMatcher:
         orientation, or of their tile.
         """
 
-        def distances(tokens: Tensor, references: Tensor, side: int) -> list[Tensor]:
-            features = patch_features(tokens, side)
+        def distances(tokens: Tensor, block: int, side: int) -> list[Tensor]:
+            features, references = patch_features(tokens, side), self.references[block]
             n_compared = len(references) - (own is not None)
             found = []
             for place in self.places:
@@ -172,44 +197,54 @@ class PatchMatcher:
                 found.append(mean_distance(cosines, self.count(n_compared)))
             return found
 
-        return self._averaged(queries, distances)
+        return self.mean_over_blocks(queries, distances)
 
     def leave_one_out(self, batch_size: int) -> Tensor:
         """Score the patches of each reference against all others."""
-        import torch
-
         n, orientations, rows, columns, _ = self.references[0].shape
         kept = n * n * rows * columns if self.count(n - 1) > 1 else 0
         if orientations == 1 and kept <= _LARGEST_KEPT:
             upright = [tokens[:, 0] for tokens in self.references]
-            return self._averaged(upright, self._pair_distances)
+            return self.mean_over_blocks(upright, self._pair_distances)
+        return self.one_by_one([tokens[:, 0] for tokens in self.references], batch_size)
+
+    def one_by_one(self, photos: Sequence[Tensor], batch_size: int) -> Tensor:
+        """Score the patches of each reference against all others, in batches.
+
+        `photos` holds the tokens of the references as they are, of each block,
+        (n_references, rows, columns, width).
+        """
+        import torch
+
         parts = []
-        for start in range(0, n, batch_size):
-            own = torch.arange(start, min(start + batch_size, n))
-            queries = [tokens[own, 0] for tokens in self.references]
-            parts.append(self.scores(queries, own))
+        for own in torch.arange(len(photos[0])).split(batch_size):
+            parts.append(self.scores([tokens[own] for tokens in photos], own))
         return torch.cat(parts, dim=1)
 
-    def _averaged(self, queries: Sequence[Tensor], distances: Any) -> Tensor:
-        """Average over neighbourhoods and blocks, on the finest grid."""
+    def mean_over_blocks(self, queries: Sequence[Tensor], distances: Any) -> Tensor:
+        """Average over neighbourhoods and blocks, on the finest grid.
+
+        ``distances(tokens, block, side)`` returns those at each place, of shape
+        (n_queries, n_patches).
+        """
         import torch
         from torch.nn import functional
 
+        grids = [tuple(tokens.shape[1:3]) for tokens in queries]
+        finest = max(grids, key=lambda grid: grid[0] * grid[1])
         total: Any = 0
-        for tokens, references in zip(queries, self.references, strict=True):
+        for block, tokens in enumerate(queries):
             for side in self.neighborhoods:
-                found = torch.stack(distances(tokens, references, side))
-                found = found.unflatten(2, tuple(tokens.shape[1:3]))
-                if found.shape[2:] != self.grid:
+                found = torch.stack(distances(tokens, block, side))
+                found = found.unflatten(2, grids[block])
+                if grids[block] != finest:
                     found = functional.interpolate(
-                        found, self.grid, mode="bilinear", align_corners=False
+                        found, finest, mode="bilinear", align_corners=False
                     )
                 total = total + found
-        return total / (len(self.references) * len(self.neighborhoods))
+        return total / (len(queries) * len(self.neighborhoods))
 
-    def _pair_distances(
-        self, tokens: Tensor, references: Tensor, side: int
-    ) -> list[Tensor]:
+    def _pair_distances(self, tokens: Tensor, block: int, side: int) -> list[Tensor]:
         """Distances of the references among themselves, each pair computed once."""
         n, rows, columns = tokens.shape[:3]
         count = self.count(n - 1)

@@ -22,6 +22,7 @@ from .._validation import all_or_nothing, check_blocks
 from .base import quantile_offset
 from .maps import MapDetector, check_size, pixel_quantile, sized, upsampled
 from .patch_distances import PatchMatcher, count_neighbors
+from .patch_memory import Kept, ThinnedMatcher, thinned
 from .references import Photo, References, center_and_spread, photo_ids
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ class ReferenceDetector(MapDetector):
         input. 0 is no filter.
     max_references : int or None, default=None
         Keep at most this many photos, drawn with `random_state` whatever their order.
+    max_patches : int or None, default=None
+        Keep at most this many patches of each block and neighbourhood, those that lie
+        far from each other, so that memory and time of a score do not grow with the
+        references. For ``location="anywhere"`` and ``n_neighbors=1``, because kept
+        patches have no place and say nothing of how many photos show the like.
     contamination : "auto" or float, default="auto"
         ``"auto"`` sets `offset_` to 0. A number in (0, 0.5] is the share of the
         references that are called anomalous.
@@ -88,7 +94,7 @@ class ReferenceDetector(MapDetector):
         ``"auto"`` sets `pixel_offset_` to 0.5. A number in (0, 0.5] is the share of the
         pixels of the references that are called anomalous.
     random_state : int, RandomState instance or None, default=None
-        Draws what `max_references` keeps.
+        Draws what `max_references` keeps, and where `max_patches` begins.
 
     Attributes
     ----------
@@ -100,7 +106,11 @@ class ReferenceDetector(MapDetector):
         Height and width of each.
     reference_tokens_ : list of ndarray
         For each block, the standardised tokens of the references, of shape
-        (n_references, orientations, rows, columns, n_features) and dtype float16.
+        (n_references, orientations, rows, columns, n_features) and dtype float16. With
+        `max_patches` for each block and neighbourhood the kept patches, of shape
+        (n_patches, n_features).
+    reference_owners_ : list of ndarray
+        With `max_patches`, the number of the reference that each kept patch is of.
     reference_patch_scores_ : ndarray
         Patch scores of each reference compared with all others, of shape
         (n_references, n_places, rows, columns).
@@ -116,7 +126,8 @@ class ReferenceDetector(MapDetector):
         Centre and spread of the scores of photos and of patches among the references:
         for each place, and for the larger of both.
     seed_ : int
-        What decides which photos `max_references` keeps.
+        What decides which photos `max_references` keeps, and where `max_patches`
+        begins.
     offset_ : float
         The threshold on the margin. It may be set after fitting.
     pixel_offset_ : float
@@ -168,6 +179,13 @@ class ReferenceDetector(MapDetector):
 
     For a single reference c and s come from its turned copies.
 
+    `max_patches` thins the patches by the greedy k-centre rule of [1]_: the patch that
+    is farthest from all that are kept is kept next. Distances then are to kept patches,
+    those of the references too, of which each leaves its own out. Fitting needs the
+    patches of all photos at once, and as many products of them with one patch as are
+    kept. Rounding errors, as between sizes of batches, may change which of two patches
+    is kept.
+
     What is compared, margins, maps, ``"both"`` and defaults are our choices, the
     defaults made on photos of seven products with the embedded model.
 
@@ -204,6 +222,7 @@ class ReferenceDetector(MapDetector):
         "image_share": [Interval(Real, 0, 1, closed="right")],
         "sigma": [Interval(Real, 0, None, closed="left")],
         "max_references": [None, Interval(Integral, 2, None, closed="left")],
+        "max_patches": [None, Interval(Integral, 2, None, closed="left")],
     }
 
     def __init__(
@@ -219,6 +238,7 @@ class ReferenceDetector(MapDetector):
         image_share: float = 0.01,
         sigma: float = 4.0,
         max_references: int | None = None,
+        max_patches: int | None = None,
         contamination: float | str = "auto",
         pixel_contamination: float | str = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -233,6 +253,7 @@ class ReferenceDetector(MapDetector):
         self.image_share = image_share
         self.sigma = sigma
         self.max_references = max_references
+        self.max_patches = max_patches
         self.contamination = contamination
         self.pixel_contamination = pixel_contamination
         self.random_state = random_state
@@ -292,13 +313,19 @@ class ReferenceDetector(MapDetector):
         Raises
         ------
         ValueError
-            If `layers`, `orientations` or the CLIP are not those of the references.
+            If `layers`, `orientations` or the CLIP are not those of the references, or
+            with `max_patches`, because what was left out is needed again.
 
         Warns
         -----
         UserWarning
             If a calibration is dropped.
         """
+        if self.max_patches is not None or hasattr(self, "reference_owners_"):
+            raise ValueError(
+                f"max_patches={self.max_patches!r}: partial_fit would need the patches "
+                "that were left out: fit all photos at once."
+            )
         if not hasattr(self, "reference_ids_"):
             return self.fit(X, y)
         if hasattr(self, "calibration_scores_"):
@@ -328,6 +355,18 @@ class ReferenceDetector(MapDetector):
                 "photos, or with a folder that judges itself."
             )
         _check_neighborhoods(self.neighborhoods)
+        if self.max_patches is not None:
+            self._check_thinned()
+
+    def _check_thinned(self) -> None:
+        """Check that patches without photo and place are enough."""
+        for name, needed in ("location", "anywhere"), ("n_neighbors", 1):
+            value = getattr(self, name)
+            if value != needed or isinstance(value, float):
+                raise ValueError(
+                    f"{name}={value!r}: expected {needed!r} with max_patches="
+                    f"{self.max_patches!r}, which keeps patches without their photos."
+                )
 
     def _check_same_tokens(self) -> None:
         """Check that further photos give tokens like those of the references."""
@@ -336,6 +375,7 @@ class ReferenceDetector(MapDetector):
         from .._clip.patch_tokens import turned
 
         tower = self._tower()
+        self._check_same_clip()
         layers = check_layers(self.layers, tower.shapes)
         blank = torch.zeros(1, 3, *tower.input_size)
         n_copies = len(turned(blank, self.orientations))
@@ -369,7 +409,10 @@ class ReferenceDetector(MapDetector):
         n = len(self.reference_ids_)
         self._set_location(n)
         self._warn_about_references(n_before + len(images))
-        self._set_scales(tower, first)
+        tokens = self.reference_tokens_
+        if self.max_patches is not None:
+            self._thin(references.order(), tower.model.device)
+        self._set_scales(tower, tokens, first)
         self._set_thresholds()
 
     def _set_location(self, n: int) -> None:
@@ -387,6 +430,20 @@ class ReferenceDetector(MapDetector):
             for number in range(len(self.layers_))
         ]
         self.n_copies_ = references.n_copies
+        self.__dict__.pop("reference_owners_", None)  # of an earlier fit
+
+    def _thin(self, order: Sequence[int], device: str) -> None:
+        """Keep `max_patches` patches, begun in the order of the photos' hashes."""
+        tokens = _on_device(self.reference_tokens_, device)
+        kept = thinned(tokens, self.neighborhoods, int(self.max_patches or 0), order)
+        self.reference_tokens_ = [one.patches.cpu().numpy() for one in kept]
+        self.reference_owners_ = [one.owners.cpu().numpy() for one in kept]
+        alone = any(len(np.unique(owners)) == 1 for owners in self.reference_owners_)
+        if alone and len(self.reference_ids_) > 1:
+            raise ValueError(
+                f"max_patches={self.max_patches!r} keeps patches of a single photo, "
+                "which has nothing left to be compared with: keep more."
+            )
 
     def _warn_about_references(self, n_given: int) -> None:
         n = len(self.reference_ids_)
@@ -426,12 +483,19 @@ class ReferenceDetector(MapDetector):
                 stacklevel=5,
             )
 
-    def _set_scales(self, tower: Any, first: torch.Tensor) -> None:
+    def _set_scales(
+        self, tower: Any, tokens: list[np.ndarray], first: torch.Tensor
+    ) -> None:
         """Set the patch scores of the references, and what they say of others."""
         matcher = self._matcher(tower.model.device)
         n = len(self.reference_ids_)
         if n > 1:
-            scores = matcher.leave_one_out(check_clip(self.clip).batch_size)
+            batch_size = check_clip(self.clip).batch_size
+            if self.max_patches is None:
+                scores = matcher.leave_one_out(batch_size)
+            else:
+                photos = _on_device([x[:, 0] for x in tokens], tower.model.device)
+                scores = matcher.one_by_one(photos, batch_size)
             patch_scores = scores.movedim(1, 0).cpu().numpy()
             self.reference_patch_scores_ = patch_scores
         else:
@@ -446,10 +510,7 @@ class ReferenceDetector(MapDetector):
         self.reference_scores_ = SPREADS - deviation_of(own, self.image_scale_)
 
     def _set_thresholds(self) -> None:
-        self.__dict__.pop("calibration_scores_", None)  # of an earlier fit
-        self.classes_ = np.array([-1, 1])
-        self.offset_ = 0.0
-        self.pixel_offset_ = 0.5
+        self._reset_offset()
         if len(self.reference_ids_) == 1 and (
             self.contamination != "auto" or self.pixel_contamination != "auto"
         ):
@@ -488,6 +549,7 @@ class ReferenceDetector(MapDetector):
         check_is_fitted(self)
         batches = pixel_batches(check_clip(self.clip), self._check_images(X))
         ids = [name for pixels, _ in batches for name in photo_ids(pixels)]
+        self._check_same_clip()
         return np.isin(ids, self.reference_ids_)
 
     def _margins(self, X: Any, class_name: Any = None) -> np.ndarray:
@@ -508,6 +570,7 @@ class ReferenceDetector(MapDetector):
     ) -> Iterator[tuple[np.ndarray, list[tuple[int, int]]]]:
         """Yield the patch scores of a batch, and (height, width) of each image."""
         tower = self._tower()
+        self._check_same_clip()
         matcher = self._matcher(tower.model.device)
         numbers = {name: i for i, name in enumerate(self.reference_ids_.tolist())}
         for pixels, sizes, put in keyed_pixel_batches(check_clip(self.clip), images):
@@ -599,16 +662,22 @@ class ReferenceDetector(MapDetector):
         return PatchTower(load(check_clip(self.clip)))
 
     def _matcher(self, device: str) -> PatchMatcher:
-        import torch
-
         both = ("anywhere", "same")
-        # torch takes no arrays that cannot be written, such as mapped files.
-        kept = [
-            tokens if tokens.flags.writeable else tokens.copy()
-            for tokens in self.reference_tokens_
-        ]
+        tokens = _on_device(self.reference_tokens_, device)
+        if hasattr(self, "reference_owners_"):
+            self._check_thinned()
+            if len(tokens) != len(self.layers_) * len(tuple(self.neighborhoods)):
+                raise ValueError(
+                    f"neighborhoods={self.neighborhoods!r} was set after fit, which "
+                    "kept patches of others: fit again."
+                )
+            owners = _on_device(self.reference_owners_, device)
+            return ThinnedMatcher(
+                [Kept(*kept) for kept in zip(tokens, owners, strict=True)],
+                self.neighborhoods,
+            )
         return PatchMatcher(
-            [torch.from_numpy(tokens).to(device) for tokens in kept],
+            tokens,
             self.neighborhoods,
             both if self.location_ == "both" else (self.location_,),
             self.radius,
@@ -641,6 +710,14 @@ class ReferenceDetector(MapDetector):
         ]
         # The photos as they are come first.
         return tokens, np.concatenate(embeddings)[: len(pixels)]
+
+
+def _on_device(arrays: Sequence[np.ndarray], device: str) -> list[torch.Tensor]:
+    import torch
+
+    # torch takes no arrays that cannot be written, such as mapped files.
+    writeable = [a if a.flags.writeable else a.copy() for a in arrays]
+    return [torch.from_numpy(a).to(device) for a in writeable]
 
 
 def scale_of(scores: np.ndarray) -> np.ndarray:

@@ -76,6 +76,11 @@ class References:
                 self.photos[name] = Photo(sizes[position], own)
         self.photos = {name: p for name, p in self.photos.items() if name in kept}
 
+    def order(self) -> list[int]:
+        """Return the numbers of the photos in the order of their hashes."""
+        names = list(self.photos)
+        return sorted(range(len(names)), key=lambda number: self._hash(names[number]))
+
     def _smallest(self, names: list[str]) -> set[str]:
         distinct = set(names)
         if self.largest is None or len(distinct) <= self.largest:

@@ -437,8 +437,7 @@ class SDPPlusDetector(SDPDetector):
         self._fit_prompts(None)
         self.coefs_, self.intercepts_ = coefs, intercepts
         self.__dict__.pop("score_range_", None)  # of other layers
-        self.classes_ = np.array([-1, 1])
-        self.offset_, self.pixel_offset_ = 0.0, 0.5
+        self._reset_offset()
         return self
 
     def _check_layers(

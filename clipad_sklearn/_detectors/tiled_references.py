@@ -65,7 +65,10 @@ class TiledReferences(ReferenceDetector):
             )
         self._set_location(n)
         self._warn_about_references(len(X.images))
-        self._set_scales(tower, tiles)
+        tokens = self.reference_tokens_
+        if self.max_patches is not None:
+            self._thin(references.order(), tower.model.device)
+        self._set_scales(tower, tokens, tiles)
         self._set_thresholds()
 
     def _pad(self, photos: dict[str, Photo]) -> None:
@@ -89,13 +92,19 @@ class TiledReferences(ReferenceDetector):
                 "of different sizes, which have no common places. A grid, `tiles`, has."
             )
 
-    def _set_scales(self, tower: Any, first: torch.Tensor) -> None:
+    def _set_scales(
+        self, tower: Any, tokens: list[np.ndarray], first: torch.Tensor
+    ) -> None:
         import torch
 
-        matcher = self._matcher(tower.model.device)
+        device = tower.model.device
+        matcher = self._matcher(device)
         found = []
         for own in range(len(self.reference_ids_)):
-            queries = [block[own, : self.n_tiles_[own]] for block in matcher.references]
+            queries = [
+                torch.from_numpy(block[own, : self.n_tiles_[own]]).to(device)
+                for block in tokens
+            ]
             found.append(self._scored_tiles(matcher, queries, torch.tensor([own])))
         self.patch_scale_ = scale_of(np.concatenate(found))
         worst = np.stack([self._image_scores(scores).max(axis=0) for scores in found])
@@ -111,6 +120,7 @@ class TiledReferences(ReferenceDetector):
     def is_reference(self, X: Any) -> np.ndarray:
         """Return which of the photos are references."""
         ids = [photo_ids(t.flatten(0, 1)[np.newaxis])[0] for t, _ in self._photos(X)]
+        self._check_same_clip()
         return np.isin(ids, self.reference_ids_)
 
     def _photos(
@@ -137,6 +147,7 @@ class TiledReferences(ReferenceDetector):
         import torch
 
         tower = self._tower()
+        self._check_same_clip()
         matcher = self._matcher(tower.model.device)
         numbers = {name: i for i, name in enumerate(self.reference_ids_.tolist())}
         for tiles, sizes in self._photos(images):

@@ -310,6 +310,7 @@ class WinCLIPDetector(MapDetector):
             for pixels, _ in pixel_batches(clip, images)
             for name in photo_ids(pixels)
         ]
+        self._check_same_clip()
         return np.isin(ids, self.reference_ids_)
 
     def _reference_maps(

@@ -16,7 +16,7 @@ import pytest
 from scipy.special import expit
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
-from slow_references import center_and_spread, patch_scores
+from slow_references import center_and_spread, few_colours, patch_scores
 
 from clipad_sklearn import ImageReadError, OpenCLIP, ReferenceDetector
 from clipad_sklearn._clip.embedding_cache import open_cache
@@ -28,17 +28,9 @@ from clipad_sklearn.model_selection import ZeroShotSplit
 few_references = pytest.mark.filterwarnings("ignore:Fewer than 4 references")
 
 
-def _photos(n: int, seed: int = 0, size: Any = (40, 48)) -> list[np.ndarray]:
-    """Smooth noise: no two photos alike, but all of a kind."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(60, 200, (n, 4, 4, 3))
-    steps = [np.arange(length) * 4 // length for length in size]
-    return [photo[np.ix_(*steps)].astype(np.uint8) for photo in coarse]
-
-
 @pytest.fixture(scope="module")
 def good() -> list[np.ndarray]:
-    return _photos(9)
+    return few_colours(9)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +115,7 @@ def _slow_margins(
 )
 def test_equals_plain_loops(parameters: Any, good: list[Any]) -> None:
     detector = ReferenceDetector("tiny", sigma=0, **parameters).fit(good[:4])
-    X = _photos(1, seed=1)
+    X = few_colours(1, seed=1)
     margins, patches = _slow_margins(detector, X)
     np.testing.assert_allclose(detector.score_samples(X), margins, atol=2e-3)
     from clipad_sklearn._detectors.maps import upsampled
@@ -147,7 +139,7 @@ def test_fit_predict_is_fit_then_predict(good: list[Any]) -> None:
     maps = list(detector.iter_reference_maps())
     np.testing.assert_array_equal(maps, detector.anomaly_maps(good))
     assert maps[0].shape == (40, 48)
-    assert detector.is_reference([*good[:2], *_photos(1, seed=3)]).tolist() == [
+    assert detector.is_reference([*good[:2], *few_colours(1, seed=3)]).tolist() == [
         True, True, False,
     ]  # fmt: skip
 
@@ -156,7 +148,7 @@ def test_a_reference_elsewhere_in_a_call_is_recognised(
     fitted: ReferenceDetector, good: list[Any]
 ) -> None:
     """Each photo is scored on its own, references and others mixed."""
-    mixed = [*_photos(2, seed=1), good[4], *_photos(1, seed=2), good[0]]
+    mixed = [*few_colours(2, seed=1), good[4], *few_colours(1, seed=2), good[0]]
     margins = fitted.score_samples(mixed)
     assert margins[2] == fitted.reference_scores_[4]
     assert margins[4] == fitted.reference_scores_[0]
@@ -166,7 +158,7 @@ def test_a_reference_elsewhere_in_a_call_is_recognised(
 
 @pytest.mark.parametrize("n_neighbors", [1, 0.3])
 def test_partial_fit_equals_one_fit(n_neighbors: float, good: list[Any]) -> None:
-    X = _photos(3, seed=1)
+    X = few_colours(3, seed=1)
     one = ReferenceDetector("tiny", n_neighbors=n_neighbors).fit(good)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -207,7 +199,7 @@ def test_partial_fit_of_other_settings(good: list[Any]) -> None:
 
 
 def test_batches_order_and_copies(fitted: ReferenceDetector, good: list[Any]) -> None:
-    X = _photos(3, seed=1)
+    X = few_colours(3, seed=1)
     expected = fitted.score_samples(X)
     with pytest.warns(UserWarning, match="2 of the 11 photos are copies"):
         other = ReferenceDetector(OpenCLIP("tiny", batch_size=2)).fit(
@@ -235,7 +227,7 @@ def test_max_references_draws_whatever_the_order(good: list[Any]) -> None:
 @few_references
 def test_turned_references(good: list[Any]) -> None:
     """With 8 orientations a turned reference is at no distance."""
-    square = _photos(3, size=(112, 112))  # no resizing, which depends on the axis
+    square = few_colours(3, size=(112, 112))  # no resizing, which depends on the axis
     images = [np.rot90(square[0]), np.rot90(square[1], 2)[:, ::-1]]
     upright = ReferenceDetector("tiny").fit(square)
     turned_too = ReferenceDetector("tiny", orientations=8).fit(square)
@@ -319,7 +311,7 @@ def test_photos_that_are_all_the_same(good: list[Any]) -> None:
     assert detector.reference_ids_.shape == (1,)
 
 
-def test_few_photos(good: list[Any]) -> None:
+def test_fewfew_colours(good: list[Any]) -> None:
     with pytest.warns(UserWarning, match=r"\(3\): .* location='both' is 'anywhere'"):
         detector = ReferenceDetector("tiny").fit(good[:3])
     assert detector.location_ == "anywhere"
@@ -327,7 +319,7 @@ def test_few_photos(good: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(("n", "warned"), [(5, True), (7, True), (8, False)])
-def test_a_share_of_few_photos(n: int, warned: bool, good: list[Any]) -> None:
+def test_a_share_of_fewfew_colours(n: int, warned: bool, good: list[Any]) -> None:
     detector = ReferenceDetector("tiny", n_neighbors=0.3)
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
@@ -337,7 +329,7 @@ def test_a_share_of_few_photos(n: int, warned: bool, good: list[Any]) -> None:
 
 
 def test_photos_of_several_sizes(good: list[Any]) -> None:
-    detector = ReferenceDetector("tiny").fit([*good[:4], *_photos(2, 7, (64, 30))])
+    detector = ReferenceDetector("tiny").fit([*good[:4], *few_colours(2, 7, (64, 30))])
     assert detector.reference_sizes_[-1].tolist() == [64, 30]
     shapes = [anomaly_map.shape for anomaly_map in detector.iter_reference_maps()]
     assert shapes[3:] == [(40, 48), (64, 30), (64, 30)]
@@ -364,6 +356,7 @@ def test_an_unreadable_photo_is_named(good: list[Any], tmp_path: Path) -> None:
         ("image_share", [0, 1.5, "all"]),
         ("sigma", [-1]),
         ("max_references", [0, 1, 2.5]),
+        ("max_patches", [0, 1, 2.5]),
         ("contamination", [0, 0.6]),
         ("pixel_contamination", [0, 0.6]),
     ],
@@ -420,7 +413,7 @@ def test_saved_with_skops(fitted: ReferenceDetector) -> None:
     types = sio.get_untrusted_types(data=data)
     assert all(name.startswith("clipad_sklearn.") for name in types)
     again = sio.loads(data, trusted=types)
-    X = _photos(2, seed=1)
+    X = few_colours(2, seed=1)
     np.testing.assert_array_equal(again.score_samples(X), fitted.score_samples(X))
 
 
@@ -428,7 +421,7 @@ def test_tokens_in_a_mapped_file(fitted: ReferenceDetector, tmp_path: Path) -> N
     joblib.dump(fitted, tmp_path / "detector.joblib")
     mapped = joblib.load(tmp_path / "detector.joblib", mmap_mode="r")
     assert not mapped.reference_tokens_[0].flags.writeable
-    X = _photos(1, seed=1)
+    X = few_colours(1, seed=1)
     np.testing.assert_array_equal(mapped.score_samples(X), fitted.score_samples(X))
 
 
