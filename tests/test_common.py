@@ -90,12 +90,13 @@ class UnlabelledCalibratedThresholdDetector(CalibratedThresholdDetector):
         return super().fit(X, None, class_name)
 
 
+# The default takes seconds for each fit, of which the checks make hundreds.
+SMALL_NETWORK = FeedForwardClassifier((16,), min_steps=20, n_epochs=1)
+
+
 def _embedding_detectors() -> list[Any]:
     words = AnyWidthRandomWordDetector(
-        "tiny",
-        n_pairs=40,
-        classifier=FeedForwardClassifier((16,), min_steps=20, n_epochs=1),
-        random_state=0,
+        "tiny", n_pairs=40, classifier=SMALL_NETWORK, random_state=0
     )
     prompts = AnyWidthPromptDetector("tiny")
     return [
@@ -198,7 +199,9 @@ class OwnReferenceDetector(ReferenceDetector):
 
 
 def _image_estimators() -> list[Any]:
-    words = RandomWordDetector("tiny", n_pairs=50, random_state=0)
+    words = RandomWordDetector(
+        "tiny", n_pairs=50, classifier=SMALL_NETWORK, random_state=0
+    )
     return [
         CLIPImageEncoder("tiny"),
         make_pipeline(CLIPImageEncoder("tiny"), words),
