@@ -79,12 +79,13 @@ def benchmark(root: Path, name: str, extra: Sequence[str], out: Path) -> None:
         [[row["method"], *(cell(row, m) for m in TITLES)] for row in means],
     )
     categories = list(dict.fromkeys(row["category"] for row in rows))
+    categories.remove("mean")
     names = list(dict.fromkeys(row["method"] for row in rows))
     by_pair = {(row["category"], row["method"]): row for row in rows}
     write_table(
         TABLES / f"{name}_categories.csv",
-        ["method", *categories[1:]],
-        [[m, *(cell(by_pair[c, m], "auroc") for c in categories[1:])] for m in names],
+        ["method", *categories],
+        [[m, *(cell(by_pair[c, m], "auroc") for c in categories)] for m in names],
     )
 
 

@@ -143,10 +143,39 @@ class BenchmarkSettings:
     clip: str | None = None
     known_object: bool = False
     n_seeds: int = 3
-    n_pairs: int = 10_000
     n_draws: int = 1000
+    max_false_alarm: float | None = None
+    # The protocol; None and empty: what each method has
+    prompts: str | None = None
+    templates: tuple[str, ...] = ()
+    normal: tuple[str, ...] = ()
+    anomalous: tuple[str, ...] = ()
+    n_pairs: int = 10_000
+    n_words: tuple[int, int] | None = None
+    word_source: str | tuple[str, ...] | None = None
+    word_length: tuple[int, int] | None = None
+    center: str | None = None
+    fusion: str | None = None
+    fusion_weights: tuple[float, float] | None = None
+    # The CLIP
     device: str | None = None
     batch_size: int | None = None
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """The parameters of `RandomWordDetector` that were given."""
+        return _given(self, n_words="n_words", word_source="word_source",
+                      word_length="word_length", center="center")  # fmt: skip
+
+    @property
+    def of_fusion(self) -> dict[str, Any]:
+        """The parameters of `FusionDetector` that were given."""
+        return _given(self, method="fusion", weights="fusion_weights")
+
+
+def _given(settings: Any, **names: str) -> dict[str, Any]:
+    values = {name: getattr(settings, setting) for name, setting in names.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -343,6 +372,16 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     )
     _add_clip(parser)
     parser.add_argument("--class-name", metavar="NAME", help="what the photos show")
+    _add_own_words(parser)
+    parser.add_argument(
+        "--random-state",
+        type=_number(int, 0, 2**32 - 1),
+        metavar="SEED",
+        help="seed of the random words and the classifier (default: 0)",
+    )
+
+
+def _add_own_words(parser: Any) -> None:
     for name, example in (("normal", "clean {}"), ("anomalous", "stained {}")):
         parser.add_argument(
             f"--{name}",
@@ -351,12 +390,6 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
             help=f'your own words for {name}, such as "{example}"; may be repeated, or '
             "name a text file with one on each line",
         )
-    parser.add_argument(
-        "--random-state",
-        type=_number(int, 0, 2**32 - 1),
-        metavar="SEED",
-        help="seed of the random words and the classifier (default: 0)",
-    )
 
 
 def _add_threshold(parser: argparse.ArgumentParser) -> None:
@@ -523,14 +556,18 @@ def _check_method(given: dict[str, Any]) -> None:
         )
     if "tiles" in given and method == "sdp-plus":
         raise UsageError("--tiles cannot be combined with --method sdp-plus")
+    if "normal" in given and method in LEARNS_FROM_PHOTOS:
+        raise UsageError(f"--normal: --method {method} uses no words")
+    _check_own_words(given)
+
+
+def _check_own_words(given: dict[str, Any]) -> None:
     if ("normal" in given) != ("anomalous" in given):
         raise UsageError(
             "--normal requires --anomalous, and --anomalous requires --normal"
         )
-    if "normal" in given:
-        if method in LEARNS_FROM_PHOTOS:
-            raise UsageError(f"--normal: --method {method} uses no words")
-        for name in ("normal", "anomalous"):
+    for name in ("normal", "anomalous"):
+        if name in given:
             given[name] = _words(name, given[name])
 
 
@@ -631,8 +668,9 @@ def _add_benchmark(commands: Any) -> None:
         BenchmarkSettings,
         _check_benchmark,
         help="measure methods on a labelled data set, or compare two such runs",
-        description="Measure methods on a labelled data set. Run again with the same\n"
-        "options, an interrupted benchmark resumes where it stopped.\n\n"
+        description="Measure methods on a labelled data set. Run again, it computes\n"
+        "only what the folder --out lacks: an interrupted benchmark resumes where it\n"
+        "stopped, and other --methods and --categories are added to those there.\n\n"
         "  clipad benchmark --data mvtec --root mvtec_ad --out results\n"
         "  clipad benchmark compare first/results.json second/results.json",
         epilog="""\
@@ -658,9 +696,13 @@ methods:
                        them, as many draws as --seeds (mvtec, visa); has maps
   mutual               the photos compared with each other; has maps
 
-files in --out: results.json, results.csv, results.md, and times.csv. Metrics of
-pixels are taken at the size of the model's input. Exit status 1: a category
-failed.
+files in --out: results.json, results.csv, results.md, and times.csv; rows of
+means come last, with the category "mean". Metrics of pixels are taken at the
+size of the model's input. Exit status 1: a category failed.
+
+ablations: vary an option of the protocol, each time with another --out, and
+compare. For curves over the number of pairs, the words, the templates and the
+members of fusion see examples/plot_benchmark_and_ablation.py.
 """,
     )
     # `compare` is not asked for by options of its parent, so nothing is inherited.
@@ -699,18 +741,87 @@ failed.
     )
     for name, least, text in (
         ("n_seeds", 1, "number of seeds, or of draws of good photos"),
-        ("n_pairs", 1, "pairs of random-word prompts"),
         ("n_draws", 100, "number of resamples for intervals"),
     ):
         parser.add_argument(
-            "--n-pairs" if name == "n_pairs" else "--" + name.removeprefix("n_"),
+            "--" + name.removeprefix("n_"),
             dest=name,
             type=_number(int, least, 100 if name == "n_seeds" else math.inf),
             metavar="N",
             help=f"{text} (default: {_default(BenchmarkSettings, name)})",
         )
+    parser.add_argument(
+        "--max-false-alarm",
+        type=_number(float, 0, 1, above=True, below=True),
+        metavar="R",
+        help="set thresholds so that at most this share of new good photos is called "
+        "anomalous, from the good photos of the training split (mvtec, visa; default: "
+        "the threshold that each method has, which words have not calibrated)",
+    )
     parser.add_argument("--out", metavar="FOLDER", help="where the results go")
+    _add_protocol(parser)
     _add_clip_settings(parser)
+
+
+def _add_protocol(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "protocol", "What prompts and random words say, and how fusion joins them."
+    )
+    group.add_argument(
+        "--prompts",
+        choices=("clip-ac", "winclip", "clip-ad"),
+        help="of every method that has prompts (default: those of the method)",
+    )
+    group.add_argument(
+        "--template",
+        action="append",
+        dest="templates",
+        metavar="TEXT",
+        help='of prompts and random words, such as "a photo of a {}."; may be '
+        "repeated, or name a text file with one on each line",
+    )
+    _add_own_words(group)
+    group.add_argument(
+        "--n-pairs",
+        type=_number(int, 1),
+        metavar="N",
+        help="pairs of random-word prompts (default: "
+        f"{_default(BenchmarkSettings, 'n_pairs')})",
+    )
+    group.add_argument(
+        "--n-words",
+        type=_range,
+        metavar="N-N",
+        help="random words in a pair (default: 1-5)",
+    )
+    group.add_argument(
+        "--word-source",
+        metavar="SOURCE",
+        help="letters (default), vocabulary, or a text file with one word on each line",
+    )
+    group.add_argument(
+        "--word-length",
+        type=_range,
+        metavar="N-N",
+        help="letters of a random word (default: 3-10)",
+    )
+    group.add_argument(
+        "--center",
+        choices=("text",),
+        help="subtract the mean of the prompts from embeddings (default: do not)",
+    )
+    group.add_argument(
+        "--fusion",
+        choices=("mean", "max", "harmonic", "logit_mean"),
+        help="how fusion joins random words and prompts (default: mean)",
+    )
+    group.add_argument(
+        "--fusion-weights",
+        nargs=2,
+        type=_number(float, 0),
+        metavar=("WORDS", "PROMPTS"),
+        help="of the two in fusion (default: equal)",
+    )
 
 
 def _check_compare(given: dict[str, Any]) -> None:
@@ -739,6 +850,20 @@ def _check_benchmark(given: dict[str, Any]) -> None:
             )
         place = given["methods"].index("reference")
         given["methods"][place : place + 1] = [f"reference-{n}" for n in shots]
+    if "max_false_alarm" in given and given["data"] not in ("mvtec", "visa"):
+        raise UsageError(
+            "--max-false-alarm needs a training split: --data mvtec or visa"
+        )
+    _check_own_words(given)
+    if "templates" in given:
+        given["templates"] = _words("template", given["templates"])
+    if given.get("word_source", "letters") not in ("letters", "vocabulary"):
+        if not os.path.isfile(given["word_source"]):
+            raise UsageError(
+                f"--word-source {given['word_source']}: expected letters, vocabulary "
+                "or a text file"
+            )
+        given["word_source"] = _words("word-source", [given["word_source"]])
     for option in ("methods", "categories"):
         values = given.get(option, [])
         twice = [name for i, name in enumerate(values) if name in values[:i]]
@@ -767,6 +892,18 @@ def _grid(text: str) -> tuple[int, int]:
     if min(first, second) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a form such as 3x4")
     return first, second
+
+
+def _range(text: str) -> tuple[int, int]:
+    """Parse a whole number, or two with a dash between them."""
+    first, dash, second = text.partition("-")
+    try:
+        low, high = int(first), int(second if dash else first)
+    except ValueError:
+        low, high = 1, 0
+    if not 0 <= low <= high:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a form such as 1-5")
+    return low, high
 
 
 def _image_size(text: str) -> int | tuple[int, int]:

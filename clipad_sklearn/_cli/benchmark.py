@@ -9,7 +9,7 @@ from typing import Any
 from .._clip.models import load
 from .._clip.settings import check_clip
 from .arguments import BenchmarkSettings, CompareSettings
-from .benchmark_run import run_benchmark
+from .benchmark_run import check_protocol, joined, load_categories, run_benchmark
 from .benchmark_tables import COLUMNS, as_markdown, compare, table
 from .output import UsageError, as_usage_error, given_settings, printable, write_text
 from .table import as_csv, versions
@@ -23,17 +23,21 @@ def run(settings: BenchmarkSettings | CompareSettings) -> int:
         names = (settings.first, settings.second)
         print(compare(_read(names[0]), _read(names[1]), names), end="")
         return 0
+    out = Path(settings.out)
+    settings = joined(settings, out)
     with as_usage_error():
+        check_protocol(settings)
         clip = check_clip(settings.clip).set_params(**given_settings(settings))
         # Without a cache times are whole, and a resumed run encodes the same batches.
         clip.set_params(embedding_cache=None)
+    data = load_categories(settings)
+    with as_usage_error():
         weights = load(clip).identity
-    out = Path(settings.out)
     about = {"clip": clip.get_params(), "weights": weights, "versions": versions()}
-    results = run_benchmark(settings, about, clip, out)
+    results = run_benchmark(settings, data, about, clip, out)
     write_results(results, out)
     rows = table(results)
-    print(as_markdown(results, rows).partition("\n## ")[0].rstrip())
+    print(as_markdown(results, rows, ("auroc",)).rstrip())
     print(
         f"\nwrote {printable(str(out / 'results'))}.json, .csv and .md, and times.csv"
     )

@@ -9,7 +9,8 @@ import re
 import sys
 import time
 import zlib
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from sklearn.utils import Bunch
 
 from .. import metrics
 from .._clip.settings import OpenCLIP
+from .._detectors.calibration import calibrate_threshold
 from .._images import image_size
 from .._masks import mask_pixels, resized_mask
+from .._prompts import random_word_prompts
 from ..datasets import load_image_folder, load_mvtec_ad, load_sewer_ml, load_visa
 from ..metrics import PIXEL_METRICS
 from .arguments import BenchmarkSettings
-from .methods import Choices, fitted_detector, method_and_shots
+from .methods import Choices, Method, fitted_detector, method_and_shots
 from .output import UsageError, say, write_text
 
 _LONGEST_REASON = 1000
@@ -42,22 +45,58 @@ def category_names(settings: BenchmarkSettings) -> list[str]:
             raise UsageError("--categories: Sewer-ML has only one")
         return ["sewer pipe"]
     if settings.categories is not None:
-        for name in settings.categories:
-            if not os.path.isdir(os.path.join(settings.root, name)):
-                raise UsageError(
-                    f"--categories: {settings.root} has no folder {name!r}"
-                )
+        missing = [
+            name
+            for name in settings.categories
+            if not os.path.isdir(os.path.join(settings.root, name))
+        ]
+        if missing:
+            raise UsageError(
+                f"--categories: {settings.root} has no folder "
+                f"{', '.join(map(repr, missing))}; there are: "
+                + (", ".join(_folders(settings.root)) or "none")
+            )
         return list(settings.categories)
     if settings.data == "folder":
         return ["."]
-    names = sorted(
-        entry.name
-        for entry in os.scandir(settings.root)
-        if entry.is_dir() and not entry.name.startswith((".", "split_csv"))
-    )
+    names = _folders(settings.root)
     if not names:
         raise UsageError(f"--root {settings.root}: has no folder of a category")
     return names
+
+
+def _folders(root: str) -> list[str]:
+    return sorted(
+        entry.name
+        for entry in os.scandir(root)
+        if entry.is_dir() and not entry.name.startswith((".", "split_csv"))
+    )
+
+
+def load_categories(settings: BenchmarkSettings) -> dict[str, Bunch | str]:
+    """List the images of all categories; what cannot be listed has the reason.
+
+    Raises UsageError for one that was asked for by name, and where none is left.
+    """
+    loaded: dict[str, Bunch | str] = {}
+    for name in category_names(settings):
+        try:
+            data = load_category(settings, name)
+            if len(set(data.target.tolist())) < 2:
+                raise ValueError("needs both good and anomalous images")
+            loaded[name] = data
+        except (OSError, ValueError) as error:
+            loaded[name] = _reason(error)
+    reasons = {name: what for name, what in loaded.items() if isinstance(what, str)}
+    if reasons and (settings.categories or len(reasons) == len(loaded)):
+        name, reason = next(iter(reasons.items()))
+        where = f"--root {settings.root}"
+        if settings.categories is not None:
+            where = f"--categories {name}"
+        raise UsageError(
+            f"{where}: {reason} (`clipad benchmark --help` shows the layouts of --root)"
+        )
+    return loaded
 
 
 def load_category(settings: BenchmarkSettings, category: str) -> Bunch:
@@ -90,11 +129,12 @@ def _class_name(settings: BenchmarkSettings, category: str) -> str | None:
     return category.rpartition("/")[2].replace("_", " ")
 
 
-def _fingerprint(data: Bunch) -> str:
+def _fingerprint(data: Bunch, training: Sequence[str]) -> str:
     """Return what changes when images are added, removed, relabelled or rewritten."""
     digest = hashlib.sha256()
     masks = data.masks or [None] * len(data.images)
-    for image, target, mask in zip(data.images, data.target, masks, strict=True):
+    tested = zip(data.images, data.target, masks, strict=True)
+    for image, target, mask in [*tested, *((path, "", None) for path in training)]:
         for path in (image, mask):
             if path is not None:
                 status = os.stat(path)
@@ -158,25 +198,43 @@ class Runner:
         self.clip = clip
         self.memory = PeakMemory()
         self._detectors: dict[tuple[Any, ...], tuple[Any, float]] = {}
-        self._embeddings: tuple[str, np.ndarray, float, float] | None = None
+        self._embeddings: dict[tuple[str, ...], tuple[np.ndarray, float, float]] = {}
 
-    def run(self, category: str, method: str, data: Bunch) -> dict[str, Any]:
-        """Return scores, pixel metrics, times and peak memory."""
-        kind, _ = method_and_shots(method)
+    def training(self, category: str, method: str) -> list[str]:
+        """Return the good photos of the training split that a method makes use of."""
+        _, shots = method_and_shots(method)
+        if shots is None and self.settings.max_false_alarm is None:
+            return []
+        return load_good(self.settings, category)
+
+    def run(
+        self, category: str, method: str, data: Bunch, training: list[str]
+    ) -> dict[str, Any]:
+        """Return scores, thresholds, pixel metrics, times and peak memory."""
+        kind, shots = method_and_shots(method)
         n_seeds = self.settings.n_seeds if kind.seeded else 1
         on_images = kind.on_images
         masks = data.masks if on_images else None
         class_name = _class_name(self.settings, category)
         images, encode_s, encode_mb = data.images, 0.0, 0.0
         if not on_images:
-            images, encode_s, encode_mb = self._encoded(category, data.images)
+            images, encode_s, encode_mb = self._encoded(data.images)
         scores: list[list[float]] = []
+        thresholds: list[float] = []
         pixels: list[dict[str, float]] = []
         fit_s = score_s = map_s = 0.0
         self.memory.start()
         for seed in range(n_seeds):
-            detector, seconds = self._fitted(category, method, class_name, seed, data)
+            drawn = _drawn(training, shots, seed) if shots is not None else []
+            photos = drawn or data.images
+            detector, seconds = self._fitted(method, class_name, seed, photos)
             fit_s += seconds
+            if (share := self.settings.max_false_alarm) is not None:
+                taken = set(drawn)
+                good = [path for path in training if path not in taken]
+                self._calibrate(detector, kind, good, share)
+            # Of anomaly scores, which are higher for anomalies.
+            thresholds.append(-float(detector.offset_))
             start = time.perf_counter()
             scores.append((-detector.score_samples(images)).tolist())
             score_s += time.perf_counter() - start
@@ -194,6 +252,7 @@ class Runner:
         map_ms = 1e3 * map_s / n_seeds / n_images
         return {
             "scores": scores,
+            "thresholds": thresholds,
             "pixels": pixels,
             "times": {
                 "fit_s": fit_s / n_seeds,
@@ -203,32 +262,36 @@ class Runner:
             },
         }
 
-    def _encoded(
-        self, category: str, images: list[str]
-    ) -> tuple[np.ndarray, float, float]:
-        if self._embeddings is None or self._embeddings[0] != category:
+    def _encoded(self, images: list[str]) -> tuple[np.ndarray, float, float]:
+        key = tuple(images)
+        if key not in self._embeddings:
+            if len(self._embeddings) > 1:  # the photos to test, and good ones
+                self._embeddings.clear()
             self.memory.start()
             start = time.perf_counter()
             embeddings = self.clip.encode_image(images)
             seconds = time.perf_counter() - start
             peak = self.memory.megabytes() or 0.0
-            self._embeddings = (category, embeddings, seconds, peak)
-        return self._embeddings[1:]
+            self._embeddings[key] = (embeddings, seconds, peak)
+        return self._embeddings[key]
+
+    def _calibrate(
+        self, detector: Any, kind: Method, good: list[str], share: float
+    ) -> None:
+        """Set the threshold from good photos that the detector did not learn from."""
+        if not good:
+            raise ValueError("has no training photo left to set the threshold from")
+        inputs: Any = good if kind.on_images else self._encoded(good)[0]
+        calibrate_threshold(
+            detector, inputs, strategy="max_false_alarm", max_false_alarm=share
+        )
 
     def _fitted(
-        self,
-        category: str,
-        method: str,
-        class_name: str | None,
-        seed: int,
-        data: Bunch,
+        self, method: str, class_name: str | None, seed: int, photos: list[str]
     ) -> tuple[Any, float]:
         """Return a detector, and the seconds that it took to fit."""
         kind, shots = method_and_shots(method)
         if method == "mutual" or shots is not None:
-            photos = data.images
-            if shots is not None:
-                photos = _drawn(load_good(self.settings, category), shots, seed)
             start = time.perf_counter()
             choices = Choices(random_state=seed)
             detector = kind.make(self.clip, choices).fit(photos)
@@ -238,10 +301,27 @@ class Runner:
             if class_name is not None:
                 self._detectors.clear()  # they served other categories
             start = time.perf_counter()
-            choices = Choices(class_name, seed, self.settings.n_pairs)
+            choices = choices_of(self.settings, class_name, seed)
             detector = fitted_detector(method, self.clip, choices)
             self._detectors[key] = detector, time.perf_counter() - start
         return self._detectors[key]
+
+
+def choices_of(
+    settings: BenchmarkSettings, class_name: str | None, seed: int
+) -> Choices:
+    """Return what the protocol asks of a method."""
+    return Choices(
+        class_name,
+        seed,
+        settings.n_pairs,
+        preset=settings.prompts,
+        templates=settings.templates,
+        normal=settings.normal,
+        anomalous=settings.anomalous,
+        words=settings.words,
+        fusion=settings.of_fusion,
+    )
 
 
 def _drawn(photos: list[str], n: int, seed: int) -> list[str]:
@@ -251,101 +331,145 @@ def _drawn(photos: list[str], n: int, seed: int) -> list[str]:
     return [photos[i] for i in sorted(rng.choice(len(photos), n, replace=False))]
 
 
+def check_protocol(settings: BenchmarkSettings) -> None:
+    """Raise ValueError for prompts that cannot be made, before anything runs."""
+    choices = choices_of(settings, None, 0)
+    choices.prompts("winclip")
+    words = choices.random_words()
+    words.pop("center", None)
+    random_word_prompts(1, **words)
+    if settings.fusion_weights is not None:
+        if settings.fusion == "max":
+            raise ValueError("--fusion max takes no --fusion-weights")
+        if not any(settings.fusion_weights):
+            raise ValueError("--fusion-weights: one must be above 0")
+
+
 # -- all of them -------------------------------------------------------------------
 
 
+def joined(settings: BenchmarkSettings, out: Path) -> BenchmarkSettings:
+    """Return the settings with the methods and categories that `out` already has."""
+    found = _settings_of(out)
+    if found is None:
+        return settings
+    there = found["settings"]
+    methods = tuple(dict.fromkeys([*there["methods"], *settings.methods]))
+    categories = None
+    if there["categories"] is not None and settings.categories is not None:
+        names = [*there["categories"], *settings.categories]
+        categories = tuple(dict.fromkeys(names))
+    return replace(settings, methods=methods, categories=categories)
+
+
 def run_benchmark(
-    settings: BenchmarkSettings, about: dict[str, Any], clip: OpenCLIP, out: Path
+    settings: BenchmarkSettings,
+    data: dict[str, Bunch | str],
+    about: dict[str, Any],
+    clip: OpenCLIP,
+    out: Path,
 ) -> dict[str, Any]:
     """Run what is not finished in the folder `out`, and return all results.
 
-    `about` is what else decides the results, such as versions and weights. Every
-    finished pair of a category and a method is a file, which a later run takes over.
+    `data` is that of `load_categories`; `about` is what else decides the results, such
+    as versions and weights. Every finished pair of a category and a method is a file,
+    which a later run takes over.
     """
-    names = category_names(settings)
     decisive = asdict(settings)
     for name in ("out", "clip", "device", "batch_size"):
         del decisive[name]  # these are in `about`, or decide nothing
     described = json.loads(json.dumps({"settings": decisive, **about}))
     _claim(out, described)
     runner = Runner(settings, clip)
-    total = len(names) * len(settings.methods)
+    total = len(data) * len(settings.methods)
     parts: dict[str, dict[str, Any]] = {}
-    for category in names:
-        try:
-            data = load_category(settings, category)
-            fingerprint = _fingerprint(data)
-            loaded: dict[str, Any] = {
-                "images": [
-                    Path(os.path.relpath(path, settings.root)).as_posix()
-                    for path in data.images
-                ],
-                "is_anomalous": (data.target == -1).astype(int).tolist(),
-            }
-            if len(set(loaded["is_anomalous"])) < 2:
-                raise ValueError("needs both good and anomalous images")
-            failure = None
-        except (OSError, ValueError) as error:
-            loaded, fingerprint, failure = {}, "", _reason(error)
-        parts[category] = {"data": loaded, "methods": {}}
+    done = 0
+    for category, listed in data.items():
+        parts[category] = {"data": _described(settings, listed), "methods": {}}
         for method in settings.methods:
-            done = sum(len(part["methods"]) for part in parts.values())
-            where = f"[{done + 1}/{total}] {category}, {method}"
+            done += 1
+            where = f"[{done}/{total}] {category}, {method}"
             path = out / "parts" / _file_name(category, method)
-            part = None if failure else _finished(path, fingerprint)
-            if part is not None:
-                say(f"{where}: already there")
-            elif failure:
-                part = {"error": failure}
-                say(f"{where}: {failure}")
-            else:
-                try:
-                    part = runner.run(category, method, data)
-                    _write(path, part | {"fingerprint": fingerprint})
-                    auroc = np.mean(
-                        [
-                            metrics.auroc(loaded["is_anomalous"], scores)
-                            for scores in part["scores"]
-                        ]
-                    )
-                    say(f"{where}: AUROC {100 * auroc:.1f}")
-                except Exception as error:  # a row with its error, never a lost run
-                    part = {"error": _reason(error)}
-                    say(f"{where}: {part['error']}")
-            part.pop("fingerprint", None)
+            part, said = _part(runner, category, method, listed, path)
+            say(f"{where}: {said}")
             parts[category]["methods"][method] = part
     return described | {"categories": parts}
 
 
-def _claim(out: Path, described: dict[str, Any]) -> None:
-    """Make the folder, or check that it holds a run with the same settings."""
+def _described(settings: BenchmarkSettings, listed: Bunch | str) -> dict[str, Any]:
+    """Return what the results keep of the images."""
+    if isinstance(listed, str):
+        return {}
+    images = [os.path.relpath(path, settings.root) for path in listed.images]
+    return {
+        "images": [Path(path).as_posix() for path in images],
+        "is_anomalous": (listed.target == -1).astype(int).tolist(),
+    }
+
+
+def _part(
+    runner: Runner, category: str, method: str, listed: Bunch | str, path: Path
+) -> tuple[dict[str, Any], str]:
+    """Return the results of one pair, from its file if finished, and a remark."""
+    if isinstance(listed, str):
+        return {"error": listed}, listed
+    try:
+        training = runner.training(category, method)
+        fingerprint = _fingerprint(listed, training)
+        part = _finished(path, fingerprint)
+        said = "already there"
+        if part is None:
+            part = runner.run(category, method, listed, training)
+            _write(path, part | {"fingerprint": fingerprint})
+            truth = listed.target == -1
+            aurocs = [metrics.auroc(truth, scores) for scores in part["scores"]]
+            said = f"AUROC {100 * np.mean(aurocs):.1f}"
+    except Exception as error:  # a row with its error, never a lost run
+        return {"error": _reason(error)}, _reason(error)
+    part.pop("fingerprint", None)
+    return part, said
+
+
+def _settings_of(out: Path) -> dict[str, Any] | None:
+    """Return what a folder of an earlier run says of itself; None for a new folder."""
     path = out / "settings.json"
     if path.exists():
         try:
-            found = json.loads(path.read_text())
-            found["settings"]
+            found: dict[str, Any] = json.loads(path.read_text())
+            {**found["settings"]}["methods"], found["settings"]["categories"]
         except (ValueError, TypeError, KeyError):
             raise UsageError(f"{path}: was not written by `clipad benchmark`") from None
-        if found != described:
-            differing = sorted(
-                name
-                for name in {*found, *described}
-                if found.get(name) != described.get(name)
-            )
-            inner = "settings" in differing and ", ".join(
-                f"{name}: {found['settings'].get(name)!r} there, {value!r} now"
-                for name, value in described["settings"].items()
-                if found.get("settings", {}).get(name) != value
-            )
-            raise UsageError(
-                f"{out} holds a benchmark with other {', '.join(differing)}"
-                + (f" ({inner})" if inner else "")
-                + "; name another folder with --out"
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        return found
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: is not empty and holds no benchmark")
+    return None
+
+
+def _claim(out: Path, described: dict[str, Any]) -> None:
+    """Make the folder, or check that it holds a run with the same settings."""
+    found = _settings_of(out)
+    if found is not None:
+        # These may grow: `joined` has put them together.
+        for name in ("methods", "categories"):
+            found["settings"][name] = described["settings"][name]
+    if found is not None and found != described:
+        differing = sorted(
+            name
+            for name in {*found, *described}
+            if found.get(name) != described.get(name)
+        )
+        inner = "settings" in differing and ", ".join(
+            f"{name}: {found['settings'].get(name)!r} there, {value!r} now"
+            for name, value in described["settings"].items()
+            if found["settings"].get(name) != value
+        )
+        raise UsageError(
+            f"{out} holds a benchmark with other {', '.join(differing)}"
+            + (f" ({inner})" if inner else "")
+            + "; name another folder with --out"
+        )
     (out / "parts").mkdir(parents=True, exist_ok=True)
-    _write(path, described)
+    _write(out / "settings.json", described)
 
 
 def _finished(path: Path, fingerprint: str) -> dict[str, Any] | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..metrics import IMAGE_METRICS, PIXEL_METRICS
+from ..metrics import IMAGE_METRICS, PIXEL_METRICS, error_bounds
 from .output import UsageError, printable
 
 TITLES = {
@@ -20,6 +20,8 @@ TITLES = {
     "pixel_f1_max": "pixel F1-max",
     "pro": "PRO",
 }
+# At the threshold of the method, with exact intervals.
+ERROR_TITLES = {"false_alarms": "false alarms", "escapes": "escapes"}
 
 
 # -- intervals ---------------------------------------------------------------------
@@ -112,12 +114,13 @@ COLUMNS = (
         for suffix in ("", "_std", "_low", "_high")
     ),
     *(name + suffix for name in PIXEL_METRICS for suffix in ("", "_std")),
+    *(name + suffix for name in ERROR_TITLES for suffix in ("", "_low", "_high")),
     "error",
 )
 
 
 def table(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of the result table; the means over categories come first."""
+    """Return the rows of the result table; the means over categories come last."""
     rows: list[dict[str, Any]] = []
     means: list[dict[str, Any]] = []
     for method in results["settings"]["methods"]:
@@ -125,6 +128,8 @@ def table(results: dict[str, Any]) -> list[dict[str, Any]]:
         draws = []
         sizes = []
         failed = 0
+        truths: list[np.ndarray] = []
+        above: list[np.ndarray] = []
         for category, part in results["categories"].items():
             row: dict[str, Any] = dict.fromkeys(COLUMNS)
             row |= {"category": category, "method": method}
@@ -150,6 +155,10 @@ def table(results: dict[str, Any]) -> list[dict[str, Any]]:
                 }
             draws.append(category_draws(results, category, method))
             _fill(row, by_metric, draws[-1])
+            # Of the first seed: what one detector does, not several at once.
+            truths.append(np.asarray(truth, dtype=bool))
+            above.append(np.asarray(found["scores"][0]) - found["thresholds"][0])
+            row |= _errors(truths[-1], above[-1])
             for name, value in by_metric.items():
                 values.setdefault(name, []).append(value)
         mean: dict[str, Any] = dict.fromkeys(COLUMNS)
@@ -161,9 +170,23 @@ def table(results: dict[str, Any]) -> list[dict[str, Any]]:
             mean["n_seeds"] = len(values["auroc"][0])
             of_seeds = {name: np.mean(value, axis=0) for name, value in values.items()}
             _fill(mean, of_seeds, np.mean(draws, axis=0))
+            mean |= _errors(np.concatenate(truths), np.concatenate(above))
         means.append(mean)
     rows.sort(key=lambda row: list(results["categories"]).index(row["category"]))
-    return means + rows
+    return rows + means
+
+
+def _errors(is_anomalous: np.ndarray, above: np.ndarray) -> dict[str, float]:
+    """Return false alarms and escapes; what is above 0 was called anomalous."""
+    rates = error_bounds(is_anomalous, -above, 0.0)
+    values: dict[str, float] = {}
+    for name, found in zip(ERROR_TITLES, rates, strict=True):
+        values |= {
+            name: found.rate,
+            f"{name}_low": found.low,
+            f"{name}_high": found.high,
+        }
+    return values
 
 
 def _fill(
@@ -176,16 +199,27 @@ def _fill(
         row[f"{name}_low"], row[f"{name}_high"] = interval(draws[:, column])
 
 
-def as_markdown(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    """Return the result table to read."""
+def as_markdown(
+    results: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    by_category: Collection[str] | None = None,
+) -> str:
+    """Return the result tables to read: by category, then the means.
+
+    `by_category` names the metrics that are listed by category (None: all).
+    """
     settings = results["settings"]
     known = "known" if settings["known_object"] else "unknown"
-    columns = [
-        name
-        for name in (*IMAGE_METRICS, *PIXEL_METRICS)
-        if any(row[name] is not None for row in rows)
-    ]
+    titles = {**TITLES, **ERROR_TITLES}
+    columns = [name for name in titles if any(row[name] is not None for row in rows)]
     categories = list(results["categories"])
+    rate = settings["max_false_alarm"]
+    threshold = (
+        "the method's own threshold (uncalibrated for methods that use words only)"
+        if rate is None
+        else f"a threshold that promises {100 * rate:g} % false alarms, from good "
+        "training photos"
+    )
     lines = [
         f"# Benchmark: {settings['data']}, {known} object",
         "",
@@ -195,31 +229,38 @@ def as_markdown(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         f"{len(categories)} categories; methods with a seed: mean ± standard deviation "
         f"of {settings['n_seeds']} seeds. In brackets: 95 % interval of "
         f"{settings['n_draws']} resamples of the images. In per cent.",
-        "",
-        *_markdown(
-            ["method", *(TITLES[name] for name in columns)],
-            [
-                [row["method"], *(_value(row, name) for name in columns)]
-                for row in rows
-                if row["category"] == MEAN
-            ],
-        ),
+        f"False alarms and escapes: the first seed at {threshold}. In brackets: exact "
+        "95 % interval; over all categories that of all their photos.",
         "",
     ]
+    by_pair = {(row["category"], row["method"]): row for row in rows}
     for name in columns:
-        by_pair = {(row["category"], row["method"]): row for row in rows}
+        if by_category is not None and name not in by_category:
+            continue
         lines += [
-            f"## {TITLES[name]} by category",
+            f"## {titles[name]} by category",
             "",
             *_markdown(
                 ["category", *settings["methods"]],
                 [
                     [c, *(_value(by_pair[c, m], name) for m in settings["methods"])]
-                    for c in [*categories, MEAN]
+                    for c in categories
                 ],
             ),
             "",
         ]
+    lines += [
+        "## Means over categories",
+        "",
+        *_markdown(
+            ["method", *(titles[name] for name in columns)],
+            [
+                [m, *(_value(by_pair[MEAN, m], name) for name in columns)]
+                for m in settings["methods"]
+            ],
+        ),
+        "",
+    ]
     failures = [row for row in rows if row["error"] and row["category"] != MEAN]
     if failures:
         lines += ["## Failures", ""]
@@ -235,9 +276,9 @@ def _value(row: dict[str, Any], name: str) -> str:
     if row[name] is None:
         return "failed" if row["error"] and name == "auroc" else ""
     text = f"{100 * row[name]:.1f}"
-    if row[f"{name}_std"] is not None:
+    if row.get(f"{name}_std") is not None:
         text += f" ± {100 * row[f'{name}_std']:.1f}"
-    if name in IMAGE_METRICS:
+    if f"{name}_low" in row:
         text += f" [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
     return text
 
@@ -261,6 +302,7 @@ def compare(a: dict[str, Any], b: dict[str, Any], names: Sequence[str]) -> str:
     `names` say what the two are called.
     """
     body: list[list[str]] = []
+    means: list[list[str]] = []
     remarks: list[str] = []
     methods = [m for m in a["settings"]["methods"] if m in b["settings"]["methods"]]
     for method in methods:
@@ -294,11 +336,8 @@ def compare(a: dict[str, Any], b: dict[str, Any], names: Sequence[str]) -> str:
             of_method.append(_difference(category, method, values, draws))
         if everywhere:
             values, draws = (np.mean(x, axis=0) for x in zip(*everywhere, strict=True))
-            body.append(_difference(MEAN, method, values, draws))
-            if len(everywhere) > 1:
-                body += of_method
-            else:
-                body[-1][0] = of_method[0][0]
+            body += of_method
+            means.append(_difference(MEAN, method, values, draws))
     if not body:
         raise UsageError(
             "the two have no method and category in common that can be compared"
@@ -315,6 +354,10 @@ def compare(a: dict[str, Any], b: dict[str, Any], names: Sequence[str]) -> str:
             "resamples of the images; * where this leaves out 0. In per cent.",
             "",
             *_markdown(["category", "method", *titles], body),
+            "",
+            "Means over these categories:",
+            "",
+            *_markdown(["category", "method", *titles], means),
             *(["", *dict.fromkeys(remarks)] if remarks else []),
             "",
         ]

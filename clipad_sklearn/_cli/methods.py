@@ -6,7 +6,7 @@ Reading the table imports no torch: each detector is imported where it is made.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,8 +33,14 @@ class Choices:
     random_state: int = 0
     n_pairs: int = 10_000
     layers: str | None = None  # None: trained on generated images
+    # Of the prompts; empty and None: those of the method.
+    preset: str | None = None
+    templates: tuple[str, ...] = ()
     normal: tuple[str, ...] = ()
     anomalous: tuple[str, ...] = ()
+    # Other parameters of `RandomWordDetector` and of `FusionDetector`.
+    words: dict[str, Any] = field(default_factory=dict)
+    fusion: dict[str, Any] = field(default_factory=dict)
 
     @property
     def object_name(self) -> str:
@@ -42,12 +48,28 @@ class Choices:
         return self.class_name or "object"
 
     def prompts(self, preset: str) -> Any:
-        """Return the preset, or the user's own words in its templates."""
-        if not self.normal:
+        """Return the preset, with what the user has of states and templates."""
+        preset = self.preset or preset
+        if not self.normal and not self.templates:
             return preset
         from .._prompts import PRESETS, PromptSet
 
-        return PromptSet(self.normal, self.anomalous, PRESETS[preset].templates)
+        given = PRESETS[preset]
+        return PromptSet(
+            self.normal or given.normal_states,
+            self.anomalous or given.anomalous_states,
+            self.templates or given.templates,
+        )
+
+    def random_words(self) -> dict[str, Any]:
+        """Return what is asked of `RandomWordDetector` besides."""
+        words = dict(self.words)
+        if self.normal:
+            words["normal_states"] = self.normal
+            words["anomalous_states"] = self.anomalous
+        if self.templates:
+            words["templates"] = self.templates
+        return words
 
 
 def _clip_ac(clip: OpenCLIP, choices: Choices) -> Any:
@@ -67,18 +89,12 @@ def _prompt(clip: OpenCLIP, choices: Choices) -> Any:
 def _random_word(clip: OpenCLIP, choices: Choices) -> Any:
     from .._detectors.random_word import RandomWordDetector
 
-    states: dict[str, Any] = {}
-    if choices.normal:
-        states = {
-            "normal_states": choices.normal,
-            "anomalous_states": choices.anomalous,
-        }
     return RandomWordDetector(
         clip,
         class_name=choices.class_name,
         n_pairs=choices.n_pairs,
         random_state=choices.random_state,
-        **states,
+        **choices.random_words(),
     )
 
 
@@ -101,7 +117,7 @@ def _fusion(clip: OpenCLIP, choices: Choices) -> Any:
         ("words", _learned_words(clip, choices)),
         ("prompts", _prompt(clip, choices)),
     ]
-    return FusionDetector(members)
+    return FusionDetector(members, **choices.fusion)
 
 
 def _winclip(scorer: Callable[[OpenCLIP, Choices], Any]) -> Callable[..., Any]:

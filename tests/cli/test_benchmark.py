@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,16 @@ import pytest
 from PIL import Image
 from trees import write_mvtec_ad, write_sewer_ml, write_visa, write_visa_one_class
 
-from clipad_sklearn import ReferenceDetector, metrics
+from clipad_sklearn import (
+    FusionDetector,
+    OpenCLIP,
+    PromptDetector,
+    PromptSet,
+    RandomWordDetector,
+    ReferenceDetector,
+    calibrate_threshold,
+    metrics,
+)
 from clipad_sklearn._cli.benchmark_run import read_mask
 from clipad_sklearn._cli.benchmark_tables import bootstrap
 from clipad_sklearn._cli.main import main
@@ -94,16 +104,21 @@ def test_mvtec_ad_with_every_kind_of_method(tmp_path: Path) -> None:
     assert {name: (out / name).read_bytes() for name in before} == before
 
 
+def new_training(root: Path, categories: tuple[str, ...]) -> None:
+    """Put other good photos than are tested into the training split."""
+    for category in categories:
+        folder = root / category / "train" / "good"
+        for path in folder.glob("*.png"):
+            path.unlink()
+        new = make_defect_images(4, size=48, anomaly_fraction=0, random_state=9)
+        for number, pixels in enumerate(new.images):
+            Image.fromarray(pixels).save(folder / f"n{number}.png")
+
+
 @pytest.mark.filterwarnings("ignore:Fewer than 4 references")
 def test_good_photos_and_photos_that_judge_each_other(tmp_path: Path) -> None:
     root, out = write_mvtec_ad(tmp_path / "mvtec", ("wood",)), tmp_path / "out"
-    new = make_defect_images(4, size=48, anomaly_fraction=0, random_state=9)
-    for number, pixels in enumerate(new.images):  # other ones than are tested
-        Image.fromarray(pixels).save(
-            root / "wood" / "train" / "good" / f"n{number}.png"
-        )
-    for path in (root / "wood" / "train" / "good").glob("0*.png"):
-        path.unlink()
+    new_training(root, ("wood",))
     given = arguments("mvtec", root, out, "prompt,reference,mutual")
     assert main([*given, "--shots", "1,3,5", "--seeds", "2"]) == 1
     rows = rows_of(out)
@@ -160,8 +175,6 @@ def test_other_layouts(layout: str, tmp_path: Path) -> None:
 
 
 def test_image_scores_are_those_of_the_library(tmp_path: Path) -> None:
-    from clipad_sklearn import OpenCLIP, PromptDetector
-
     root = write_mvtec_ad(tmp_path / "mvtec", ("metal_nut",))
     out = tmp_path / "out"
     assert main([*arguments("mvtec", root, out, "prompt"), "--known-object"]) == 0
@@ -170,6 +183,84 @@ def test_image_scores_are_those_of_the_library(tmp_path: Path) -> None:
     detector = PromptDetector("tiny", class_name="metal nut").fit()
     expected = metrics.auroc(data.target, -detector.score_samples(embeddings))
     assert float(rows_of(out)["metal_nut", "prompt"]["auroc"]) == expected
+
+
+def test_options_of_the_protocol_reach_the_methods(tmp_path: Path) -> None:
+    root, out = write_mvtec_ad(tmp_path / "mvtec", ("wood",)), tmp_path / "out"
+    (tmp_path / "words.txt").write_text("stone\nriver\n", encoding="utf-8")
+    protocol = ["--prompts", "clip-ad", "--template", "a view of a {}."]
+    protocol += ["--normal", "clean {}", "--anomalous", "soiled {}", "--n-pairs", "20"]
+    protocol += ["--n-words", "1-2", "--word-source", str(tmp_path / "words.txt")]
+    protocol += ["--center", "text", "--fusion", "harmonic"]
+    protocol += ["--fusion-weights", "2", "1"]
+    given = arguments("mvtec", root, out, "prompt,random-word,fusion")
+    assert main([*given, *protocol, "--seeds", "1"]) == 0
+    embeddings = OpenCLIP("tiny").encode_image(load_mvtec_ad(root, "wood").images)
+    words = RandomWordDetector(
+        "tiny",
+        n_pairs=20,
+        n_words=(1, 2),
+        word_source=("stone", "river"),
+        templates=("a view of a {}.",),
+        normal_states=("clean {}",),
+        anomalous_states=("soiled {}",),
+        center="text",
+        random_state=0,
+    )
+    prompts = PromptSet(("clean {}",), ("soiled {}",), ("a view of a {}.",))
+    prompt = PromptDetector("tiny", prompts=prompts, class_name="object")
+    members = [("words", words), ("prompts", prompt)]
+    fusion = FusionDetector(members, method="harmonic", weights=(2, 1))
+    found = json.loads((out / "results.json").read_text())["categories"]["wood"]
+    for name, detector in (
+        ("prompt", prompt), ("random-word", words), ("fusion", fusion)
+    ):  # fmt: skip
+        expected = -detector.fit(None).score_samples(embeddings)
+        scores = found["methods"][name]["scores"]
+        np.testing.assert_allclose(scores, [expected], atol=1e-4)
+    settings = json.loads((out / "results.json").read_text())["settings"]
+    assert settings["word_source"] == ["stone", "river"]  # not the name of a file
+
+
+def test_false_alarms_and_escapes(tmp_path: Path) -> None:
+    root, out = write_mvtec_ad(tmp_path / "mvtec"), tmp_path / "out"
+    new_training(root, ("bottle", "wood"))
+    assert main(arguments("mvtec", root, out, "prompt")) == 0
+    promised = tmp_path / "promised"
+    given = [*arguments("mvtec", root, promised, "prompt"), "--max-false-alarm", "0.4"]
+    assert main(given) == 0
+    detector = PromptDetector("tiny", class_name="object").fit()
+    above: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    for category in ("bottle", "wood"):
+        data = load_mvtec_ad(root, category)
+        scores = detector.score_samples(OpenCLIP("tiny").encode_image(data.images))
+        check_errors(rows_of(out)[category, "prompt"], data.target, scores, 0.0)
+        good = load_mvtec_ad(root, category, split="train").images
+        calibrate_threshold(
+            detector,
+            OpenCLIP("tiny").encode_image(good),
+            strategy="max_false_alarm",
+            max_false_alarm=0.4,
+        )
+        offset = detector.offset_
+        check_errors(rows_of(promised)[category, "prompt"], data.target, scores, offset)
+        above.append(scores - offset)
+        labels.append(data.target)
+    mean = rows_of(promised)["mean", "prompt"]
+    check_errors(mean, np.concatenate(labels), np.concatenate(above), 0.0)
+    text = (promised / "results.md").read_text()
+    assert "a threshold that promises 40 % false alarms" in text
+    assert "## false alarms by category" in text
+
+
+def check_errors(
+    row: dict[str, str], labels: np.ndarray, scores: np.ndarray, offset: float
+) -> None:
+    rates = metrics.error_bounds(labels, scores, offset)
+    for name, rate in zip(("false_alarms", "escapes"), rates, strict=True):
+        found = [float(row[name + end]) for end in ("", "_low", "_high")]
+        assert found == pytest.approx([rate.rate, rate.low, rate.high])
 
 
 # -- what is wrong becomes a row ---------------------------------------------------
@@ -255,7 +346,20 @@ MVTEC = "--data mvtec --root . --out out --clip tiny"
         (f"{MVTEC} --categories a a", "--categories: 'a' is listed twice"),
         (MVTEC, "has no folder of a category"),
         (f"{MVTEC} --root nowhere", "no such folder"),
-        (f"{MVTEC} --categories nope", "has no folder 'nope'"),
+        (
+            f"{MVTEC} --categories nope no",
+            "has no folder 'nope', 'no'; there are: none",
+        ),
+        (f"{MVTEC} --normal clean", "--normal requires --anomalous"),
+        (f"{MVTEC} --template x", "'x'"),
+        (f"{MVTEC} --n-words 5-1", "expected a form such as 1-5"),
+        (
+            f"{MVTEC} --word-source nowhere.txt",
+            "expected letters, vocabulary or",
+        ),
+        (f"{MVTEC} --fusion-weights 0 0", "one must be above 0"),
+        (f"{MVTEC} --fusion max --fusion-weights 1 2", "takes no --fusion-weights"),
+        (f"{MVTEC} --data folder --max-false-alarm 0.1", "needs a training split"),
         (f"{MVTEC} --shots 0", "expected whole numbers from 1 on"),
         (f"{MVTEC} --data folder --methods reference", "needs a training split"),
         (f"{MVTEC} --data sewer-ml --categories x", "Sewer-ML has only one"),
@@ -283,14 +387,74 @@ def test_wrong_usage(
     assert not os.listdir(tmp_path)
 
 
+def test_category_of_another_layout_is_wrong_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = write_mvtec_ad(tmp_path / "mvtec"), tmp_path / "out"
+    only_good(root)
+    given = arguments("mvtec", root, out, "prompt")
+    assert main([*given, "--categories", "bottle", "wood"]) == 2
+    said = capsys.readouterr().err
+    assert "--categories wood: needs both good and anomalous images" in said
+    assert main([*arguments("mvtec", root / "bottle", out, "prompt")]) == 2
+    assert f"--root {root / 'bottle'}: " in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_methods_and_categories_are_added(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = write_mvtec_ad(tmp_path / "mvtec"), tmp_path / "out"
+    whole = tmp_path / "whole"
+    assert main(arguments("mvtec", root, whole, "clip-ac,prompt")) == 0
+    first = [*arguments("mvtec", root, out, "clip-ac"), "--categories", "wood"]
+    assert main(first) == 0
+    before = rows_of(out)["wood", "clip-ac"]
+    capsys.readouterr()
+    # Only what lacks is computed, whatever is asked for this time.
+    assert main([*arguments("mvtec", root, out, "prompt"), "--categories", "wood"]) == 0
+    said = capsys.readouterr().err
+    assert "[1/2] wood, clip-ac: already there" in said
+    assert "[2/2] wood, prompt: AUROC" in said
+    assert rows_of(out)["wood", "clip-ac"] == before
+    assert main(arguments("mvtec", root, out, "prompt")) == 0
+    assert "bottle, clip-ac: AUROC" in capsys.readouterr().err
+    for name in TABLES:
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    # The first command, once more, takes nothing away.
+    assert main(first) == 0
+    assert capsys.readouterr().err.count("already there") == 4
+    assert len(rows_of(out)) == 3 * 2
+    assert [row[0] for row in rows_of(out)][-2:] == ["mean", "mean"]
+
+
+def test_changed_training_photos_are_drawn_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = write_mvtec_ad(tmp_path / "mvtec", ("wood",)), tmp_path / "out"
+    given = [*arguments("mvtec", root, out, "clip-ac,reference"), "--shots", "2"]
+    given += ["--seeds", "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(given) == 0
+        path = next((root / "wood" / "train" / "good").iterdir())
+        Image.new("RGB", (48, 48), "red").save(path)
+        capsys.readouterr()
+        assert main(given) == 0
+    said = capsys.readouterr().err
+    assert "wood, clip-ac: already there" in said
+    assert "wood, reference-2: AUROC" in said
+
+
 def test_folder_of_other_settings_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = write_mvtec_ad(tmp_path / "mvtec", ("wood",)), tmp_path / "out"
     assert main(arguments("mvtec", root, out, "clip-ac")) == 0
     before = (out / "results.json").read_bytes()
-    assert main(arguments("mvtec", root, out, "prompt")) == 2
-    assert "methods: ['clip-ac'] there, ['prompt'] now" in capsys.readouterr().err
+    given = arguments("mvtec", root, out, "prompt")
+    assert main([*given, "--prompts", "clip-ad"]) == 2
+    assert "prompts: None there, 'clip-ad' now" in capsys.readouterr().err
     assert (out / "results.json").read_bytes() == before
     other = tmp_path / "mine"
     other.mkdir()
@@ -448,6 +612,9 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "\n  known_object: False, then True\n" in text
     assert "methods:" not in text  # it is the same
     lines = [line for line in text.splitlines() if line.startswith("| mean | prompt")]
+    assert (
+        text.index("| wood | clip-ac") < text.index("Means over") < text.index(lines[0])
+    )
     a, b = (float(rows_of(tmp_path / out)["mean", "prompt"]["auroc"]) for out in "ab")
     assert f"{100 * a:.1f}, {100 * b:.1f}: {100 * (b - a):+.1f} [" in lines[0]
 
