@@ -62,6 +62,7 @@ class ScoreSettings:
     # Results
     out: str | None = None
     dask: str | None = None
+    partition_size: int | None = None
     maps: str | None = None
     map_format: str = "png"
     report: str | None = None
@@ -78,8 +79,8 @@ class ScoreSettings:
     no_cache: bool = False
 
     of_outputs: ClassVar = (
-        "out", "dask", "maps", "map_format", "report", "title", "heat_maps", "save",
-        "quiet",
+        "out", "dask", "partition_size", "maps", "map_format", "report", "title",
+        "heat_maps", "save", "quiet",
     )  # fmt: skip
     of_clip: ClassVar = (
         "clip", "device", "batch_size", "precision", "image_size", "embedding_cache",
@@ -462,6 +463,14 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         "to the folder --out, and resumes there when run again",
     )
     parser.add_argument(
+        "--partition-size",
+        type=_number(int, 1),
+        metavar="N",
+        help="with --dask: photos that a worker scores and writes at a time; lower "
+        "keeps more workers busy (default: 1000; with `local`, fewer if that leaves a "
+        "core idle)",
+    )
+    parser.add_argument(
         "--maps",
         metavar="FOLDER",
         help="write an anomaly map and an overlay of each photo, at its size, to "
@@ -520,6 +529,8 @@ def _check_score(given: dict[str, Any]) -> None:
                 raise UsageError(f"--dask cannot be combined with --{name}")
     elif out is not None and not is_file:
         raise UsageError(f"--out {out}: the name must end in .csv, .xlsx or .json")
+    if "partition_size" in given and "dask" not in given:
+        raise UsageError("--partition-size needs --dask")
     if "report" in given and not given["report"].endswith(".html"):
         raise UsageError(f"--report {given['report']}: the name must end in .html")
     for name in ("heat_maps", "title"):

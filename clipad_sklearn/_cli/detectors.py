@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline, make_pipeline
 
@@ -14,8 +16,10 @@ from .._clip.image_encoder import CLIPImageEncoder
 from .._clip.settings import OpenCLIP, check_clip
 from .._detectors.class_names import last_step
 from .._errors import ImageReadError
-from .._score_rows import check_detector, clips_of
-from .methods import METHODS, Choices, fitted_detector
+from .._images import image_size
+from .._score_rows import Failures, check_detector, clips_of, score_readable
+from .kept import is_kept
+from .methods import METHODS, Choices, fitted_detector, kept_words
 from .output import UsageError, as_usage_error, counted, say, stage, writing
 
 if TYPE_CHECKING:
@@ -93,13 +97,14 @@ def obtain_detector(
             if not METHODS[settings.method].on_images:
                 detector = make_pipeline(CLIPImageEncoder(clip), detector)
             return Fitted(detector, clip)
-        detector = _new_detector(settings.method, clip, choices, bool(good))
+        detector = new_detector(settings.method, clip, choices, bool(good))
         if settings.tiles is not None:
             from .._detectors.tiled import TiledDetector
 
             detector = TiledDetector(detector, tiles=settings.tiles)
         if not settings.learns_from_photos:
-            stage("learning from words")
+            if METHODS[settings.method].seeded and not is_kept(clip):
+                stage("learning from words (not kept)")
             return Fitted(detector.fit(None), clip)
         photos = list(good or paths)
         stage(
@@ -110,9 +115,13 @@ def obtain_detector(
     return Fitted(detector, clip, n_unreadable)
 
 
-def _new_detector(method: str, clip: OpenCLIP, choices: Choices, has_good: bool) -> Any:
+def new_detector(method: str, clip: OpenCLIP, choices: Choices, has_good: bool) -> Any:
     """Return an unfitted detector of photos; with good ones, of both together."""
-    detector = METHODS[method].make(clip, choices)
+    detector = (
+        kept_words(clip, choices)
+        if method == "random-word"
+        else METHODS[method].make(clip, choices)
+    )
     if not METHODS[method].on_images:
         detector = make_pipeline(CLIPImageEncoder(clip), detector)
     if not has_good or method == "reference":
@@ -139,6 +148,47 @@ def _fit_readable(detector: Any, photos: list[str], *, named: bool) -> int:
             if named:  # else they are named when they are scored
                 for _, path, reason in error.failures:
                     say(f"not read: {path}: {reason}")
+
+
+# -- scoring -------------------------------------------------------------------
+
+
+class _TileScorer:
+    """Scores photos with a `TiledDetector`, and keeps which tile decided."""
+
+    def __init__(self, detector: Any) -> None:
+        self.detector = detector
+        self.lowest: dict[str, int] = {}
+
+    def score_samples(self, paths: Sequence[str]) -> np.ndarray:
+        scores = self.detector.tile_scores(paths)
+        self.lowest |= {
+            p: int(np.argmin(s)) for p, s in zip(paths, scores, strict=True)
+        }
+        return np.array([margins.min() for margins in scores])
+
+
+def score_photos(
+    fitted: Fitted, paths: Sequence[str]
+) -> tuple[np.ndarray, Failures, dict[str, Any]]:
+    """Return margins, failures, and with tiles the one that decided for each photo.
+
+    That is its box in pixels, or the words "whole photo".
+    """
+    if not hasattr(fitted.detector, "tile_scores"):
+        margins, _, failures = score_readable(fitted.detector, paths)
+        return margins, failures, {}
+    scorer = _TileScorer(fitted.detector)
+    margins, _, failures = score_readable(scorer, paths)
+    tiles: dict[str, Any] = {}
+    for path, index in scorer.lowest.items():
+        with contextlib.suppress(ValueError):  # gone since it was scored
+            boxes = fitted.detector.tile_boxes(image_size(path))
+            tiles[path] = "whole photo"
+            if len(boxes) > 1 and index < len(boxes):
+                sides = ("top", "left", "bottom", "right")
+                tiles[path] = dict(zip(sides, boxes[index], strict=True))
+    return margins, failures, tiles
 
 
 # -- files ---------------------------------------------------------------------

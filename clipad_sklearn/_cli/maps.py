@@ -43,21 +43,21 @@ def check_map_folder(folder: str) -> None:
 
 def write_maps(
     detector: MapDetector, paths: Sequence[str], folder: str, map_format: str
-) -> list[tuple[str, str]]:
+) -> tuple[list[tuple[str, str]], dict[str, list[dict[str, Any]]]]:
     """Write a map and an overlay for each image, at its size, a legend, and regions.
 
     The overlays of one call share their colours: the smallest score of all images has
     the first, the largest the last. A line goes around what is above the threshold of
     the detector's maps, and ``regions.csv`` lists it. Returns paths and reasons of
-    images that have no overlay.
+    images that have no overlay, and the regions of each path.
     """
     if not paths:
-        return []
+        return [], {}
     targets = _targets(paths, folder)
     lowest, highest = np.inf, -np.inf
     threshold = float(detector.pixel_offset_)
     failures: dict[str, str] = {}
-    regions: list[dict[str, Any]] = []
+    regions: dict[str, list[dict[str, Any]]] = {}
     with as_usage_error():
         _claim([*targets, os.path.join(folder, "legend")], map_format)
         for index, anomaly_map, reason in readable_maps(detector, paths):
@@ -80,15 +80,16 @@ def write_maps(
                 failures[path] = str(error)
             else:
                 _write_png(f"{target}.overlay.png", overlay)
-                regions += [
-                    dict(zip(_REGION_COLUMNS, (path, *region), strict=True))
+                regions[path] = [
+                    dict(zip(REGION_FIELDS, region, strict=True))
                     for region in anomaly_regions(anomaly_map, threshold).tolist()
                 ]
     if len(failures) < len(paths):
         _write_legend(os.path.join(folder, "legend.png"), lowest, highest, threshold)
-        listed = as_csv(regions, _REGION_COLUMNS)
+        rows = [{"path": path} | r for path, found in regions.items() for r in found]
+        listed = as_csv(rows, _REGION_COLUMNS)
         write_text(os.path.join(folder, "regions.csv"), "\ufeff" + listed)
-    return list(failures.items())
+    return list(failures.items()), regions
 
 
 def _claim(targets: Sequence[str], map_format: str) -> None:

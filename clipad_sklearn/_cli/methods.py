@@ -98,8 +98,8 @@ def _random_word(clip: OpenCLIP, choices: Choices) -> Any:
     )
 
 
-def _learned_words(clip: OpenCLIP, choices: Choices) -> Any:
-    """Return the member of other methods: frozen, where it may be kept."""
+def kept_words(clip: OpenCLIP, choices: Choices) -> Any:
+    """Return random words as part of another detector: frozen, where they are kept."""
     from .kept import is_kept, learned_words
 
     words = _random_word(clip, choices)
@@ -114,7 +114,7 @@ def _fusion(clip: OpenCLIP, choices: Choices) -> Any:
     from .._detectors.fusion import FusionDetector
 
     members = [
-        ("words", _learned_words(clip, choices)),
+        ("words", kept_words(clip, choices)),
         ("prompts", _prompt(clip, choices)),
     ]
     return FusionDetector(members, **choices.fusion)
@@ -174,7 +174,7 @@ METHODS: dict[str, Method] = {
     "random-word": Method(True, False, _random_word),
     "fusion": Method(True, False, _fusion),
     "winclip": Method(False, True, _winclip(_prompt)),
-    "winclip-random-word": Method(True, True, _winclip(_learned_words)),
+    "winclip-random-word": Method(True, True, _winclip(kept_words)),
     "winclip-fusion": Method(True, True, _winclip(_fusion)),
     "sdp": Method(False, True, _sdp),
     "sdp-plus": Method(True, True, _sdp_plus),

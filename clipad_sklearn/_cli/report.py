@@ -17,9 +17,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from .._images import open_image
+from .._images import image_size, open_image
 from .._progress import progress_bar
-from .output import writing
+from .output import per_cent_at_most, writing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,6 +44,7 @@ def write_report(
     folder: str = "",
     sentences: Sequence[str] = (),
     calibration_scores: np.ndarray | None = None,
+    promise: dict[str, Any] | None = None,
     truths: dict[str, str] | None = None,
 ) -> None:
     """Write the page, in one go.
@@ -51,7 +52,8 @@ def write_report(
     `rows` are those of `make_rows`. `anomaly_maps` has one map of `MAP_SIDE` pixels
     square for each row without an error, in their order, and `map_threshold` is where
     a pixel counts as anomalous. `sentences` say where the
-    threshold comes from. `truths` says of paths what the photos really show.
+    threshold comes from, and `promise` is that of `Threshold`. `truths` says of paths
+    what the photos really show.
     """
     side = next(side for most, side in _SIDES if len(rows) <= most)
     page_folder = os.path.dirname(os.path.abspath(path))
@@ -80,11 +82,14 @@ def write_report(
                     "width": width,
                     "height": height,
                     "map": maps[len(photos)] if maps else None,
+                    "tile": _shares(row),
                 }
             )
             progress.update()
     for row in rows[len(scored) :]:
-        empty = dict.fromkeys(("margin", "p_anomaly", "p_value", "thumbnail", "map"))
+        empty = dict.fromkeys(
+            ("margin", "p_anomaly", "p_value", "thumbnail", "map", "tile")
+        )
         names = {"path": row["path"], "href": _href(row["path"], page_folder)}
         photos.append(names | empty | {"error": row["error"]})
     data = {
@@ -101,6 +106,7 @@ def write_report(
         "folder": folder,
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
         "sentences": list(sentences),
+        "promise": _readable(promise or {}),
         "calibration_scores": (
             None if calibration_scores is None else np.sort(calibration_scores).tolist()
         ),
@@ -138,6 +144,30 @@ def _thumbnail(row: dict[str, Any], side: int) -> tuple[str | None, int, int]:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=72, optimize=True)
     return base64.b64encode(buffer.getvalue()).decode(), image.width, image.height
+
+
+def _readable(promise: dict[str, Any]) -> dict[str, Any]:
+    """Add the bound as a text, which is never below what it is."""
+    if "bound" in promise:
+        return promise | {"text": per_cent_at_most(promise["bound"])}
+    return promise
+
+
+def _shares(row: dict[str, Any]) -> list[float] | None:
+    """Return top, left, bottom and right of the tile that decided, as shares."""
+    tile = row.get("tile")
+    if not isinstance(tile, dict):
+        return None
+    try:
+        height, width = image_size(row["path"])
+    except ValueError:  # gone since it was scored
+        return None
+    return [
+        tile["top"] / height,
+        tile["left"] / width,
+        tile["bottom"] / height,
+        tile["right"] / width,
+    ]
 
 
 def _href(path: str, folder: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
@@ -11,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._score_images import score_images
-from .._score_rows import has_margins, readable_maps, score_readable
-from .detectors import Fitted, obtain_detector, save_detector
+from .._score_rows import has_margins, readable_maps
+from .detectors import Fitted, obtain_detector, save_detector, score_photos
 from .output import (
     UsageError,
     as_usage_error,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from .arguments import ScoreSettings
 
 _SHOWN = 20
+_PARTITION = 1000  # photos
 
 
 def run(settings: ScoreSettings) -> int:
@@ -61,7 +64,7 @@ def run(settings: ScoreSettings) -> int:
     fitted = obtain_detector(settings, paths, references)
     stage(f"scoring {counted(len(paths), 'photo')}")
     with as_usage_error():
-        margins, _, failures = score_readable(fitted.detector, paths)
+        margins, failures, tiles = score_photos(fitted, paths)
     _say_failures(failures)
     threshold = set_threshold(settings, fitted, good, bad, margins)
     errors = {index: reason for index, _, reason in failures}
@@ -73,6 +76,9 @@ def run(settings: ScoreSettings) -> int:
         is_margin=has_margins(fitted.detector),
         calibration_scores=getattr(fitted.last, "calibration_scores_", None),
     )
+    for row in rows:
+        if row["path"] in tiles:
+            row["tile"] = tiles[row["path"]]
     lost, n_without_map = _write(settings, fitted, threshold, rows)
     if not settings.out:
         _print_rows(rows, threshold)
@@ -109,7 +115,11 @@ def _run_on_dask(
             warnings.filterwarnings("ignore", "All .* images ")
             try:
                 done = score_images(
-                    fitted.detector, paths, out=settings.out, client=client
+                    fitted.detector,
+                    paths,
+                    out=settings.out,
+                    client=client,
+                    partition_size=_partition_size(settings, len(paths)),
                 )
             except (ImportError, RuntimeError) as error:
                 raise UsageError(f"--dask: {error}") from error
@@ -120,6 +130,15 @@ def _run_on_dask(
     _print_summary(settings, threshold, n_scored, done.n_anomalous, done.n_unreadable)
     n_failures = done.n_unreadable + threshold.n_unreadable + fitted.n_unreadable
     return 1 if n_failures else 0
+
+
+def _partition_size(settings: ScoreSettings, n_photos: int) -> int:
+    """Return how many photos a worker takes at a time, so that none is idle."""
+    if settings.partition_size is not None:
+        return settings.partition_size
+    if settings.dask != "local":
+        return _PARTITION
+    return max(1, min(_PARTITION, math.ceil(n_photos / (os.cpu_count() or 1))))
 
 
 @contextlib.contextmanager
@@ -173,7 +192,13 @@ def _write(
         if readable:
             mapper = fitted.map_detector()
             stage(f"writing maps of {counted(len(readable), 'photo')}" + _slow(fitted))
-            failures.extend(write_maps(mapper, readable, folder, settings.map_format))
+            lost, regions = write_maps(mapper, readable, folder, settings.map_format)
+            failures.extend(lost)
+            if settings.out and settings.out.endswith(".json"):
+                # Once more: without the regions it was there before the maps were.
+                for row in rows:
+                    row["regions"] = regions.get(row["path"], [])
+                write_rows(settings.out, rows, about)
 
     writers: list[tuple[str | None, Callable[[str], Any]]] = [
         (settings.out, lambda path: write_rows(path, rows, about)),
@@ -253,6 +278,7 @@ def _write_report(
         title=settings.title,
         folder=", ".join(settings.paths),
         sentences=threshold.sentences,
+        promise=threshold.promise,
         calibration_scores=getattr(fitted.last, "calibration_scores_", None),
     )
 

@@ -71,7 +71,7 @@ def write_rows(path: str, rows: list[dict[str, Any]], settings: Any = None) -> N
         text = json.dumps(report, indent=1, default=str, allow_nan=False) + "\n"
         write_text(path, text)
         return
-    short = [{name: _short(value) for name, value in row.items()} for row in rows]
+    short = [{name: _short(row[name]) for name in COLUMNS} for row in rows]
     if path.endswith(".xlsx"):
         _write_xlsx(path, short)
     else:

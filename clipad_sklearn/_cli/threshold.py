@@ -102,7 +102,14 @@ def _as_fitted(settings: ScoreSettings, fitted: Fitted) -> Threshold:
         n_below = int(np.searchsorted(scores, value))
         n_good = counted(len(scores), "good photo")
         sentence = f"Threshold of the saved detector: {n_good}, {n_below} below it."
-        return Threshold(value, "--load", (sentence,), n_good=len(scores))
+        # Of another threshold, set since, nothing was promised.
+        promise = getattr(fitted.last, "promise_", {})
+        if promise.get("threshold") != value:
+            promise = {}
+        sentences = (sentence, _promise_of(promise) + ".") if promise else (sentence,)
+        return Threshold(
+            value, "--load", sentences, n_good=len(scores), promise=promise
+        )
     ours = isinstance(fitted.last, BaseDetector)
     if ours and hasattr(fitted.last, "is_reference") and value == 0:
         sentence = (
@@ -178,6 +185,8 @@ def _calibrated(
             "It is the best F1 score on these photos and promises nothing; "
             "--max-false-alarm does."
         )
+    # For a later run that loads the detector.
+    last.promise_ = promise
     if n_bad and promises:
         _, escapes = metrics.error_bounds(labels, scores, offset)
         sentences.append(
@@ -201,17 +210,23 @@ def _promise(
 ) -> tuple[str, dict[str, Any]]:
     """Return what the threshold promises, to read and to keep."""
     bound = false_alarm_bound(good_scores, offset, settings.confidence)
-    kept = "on average"
-    if settings.confidence is not None:
-        kept = f"with a confidence of {per_cent(settings.confidence)}"
+    promise = {
+        "bound": bound, "confidence": settings.confidence, "threshold": float(offset)
+    }  # fmt: skip
     asked = f"{per_cent(share)} was asked for."
     if bound > share:
         asked = f"for {per_cent(share)} there are too few photos."
-    sentence = (
-        f"Promise, {kept}: at most {per_cent_at_most(bound)} of new good photos "
-        f"(same camera, light and product) are called anomalous; {asked}"
+    return f"{_promise_of(promise)}; {asked}", promise
+
+
+def _promise_of(promise: dict[str, Any]) -> str:
+    kept = "on average"
+    if promise["confidence"] is not None:
+        kept = f"with a confidence of {per_cent(promise['confidence'])}"
+    return (
+        f"Promise, {kept}: at most {per_cent_at_most(promise['bound'])} of new good "
+        "photos (same camera, light and product) are called anomalous"
     )
-    return sentence, {"bound": bound, "confidence": settings.confidence}
 
 
 def say_shift(fitted: Fitted, margins: np.ndarray) -> None:

@@ -11,8 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.pipeline import make_pipeline
 
-from clipad_sklearn import SDPDetector, SDPPlusDetector, WinCLIPDetector
+from clipad_sklearn import (
+    CLIPImageEncoder,
+    PromptDetector,
+    SDPDetector,
+    SDPPlusDetector,
+    TiledDetector,
+    WinCLIPDetector,
+)
 from clipad_sklearn._cli.main import main
 from clipad_sklearn._cli.maps import write_maps
 from clipad_sklearn.datasets import make_defect_images
@@ -106,7 +114,11 @@ def test_overlay_shows_the_photo_and_a_line(tmp_path: Path) -> None:
             anomaly_map[:, 30:] = 1
             return [anomaly_map for _ in paths]
 
-    write_maps(Half(), [str(photo)], str(tmp_path / "maps"), "png")
+    failures, regions = write_maps(Half(), [str(photo)], str(tmp_path / "maps"), "png")
+    assert not failures
+    box = {"top": 0, "left": 30, "bottom": 40, "right": 60}
+    whole = box | {"area": 40 * 30, "peak": 1.0, "mean": 1.0}
+    assert regions == {str(photo): [whole]}
     with Image.open(tmp_path / "maps" / "photo.overlay.png") as image:
         pixels = np.asarray(image).astype(int)
     assert (pixels[:, :30] == (100, 120, 140)).all()
@@ -123,7 +135,16 @@ def test_maps_of_a_saved_detector_and_of_words(tree: Path, tmp_path: Path) -> No
     second = ["--maps", str(tmp_path / "second"), "--load", saved]
     out = tmp_path / "scores.json"
     assert main(["score", str(tree), *second, "--out", str(out)]) == 0
-    verdicts = [row["verdict"] for row in json.loads(out.read_text())["scores"]]
+    rows = json.loads(out.read_text())["scores"]
+    # The regions of the maps, as regions.csv has them.
+    with open(tmp_path / "second" / "regions.csv", encoding="utf-8-sig") as file:
+        listed = [
+            {n: v if n == "path" else float(v) for n, v in line.items()}
+            for line in csv.DictReader(file)
+        ]
+    regions = [{"path": row["path"]} | r for row in rows for r in row["regions"]]
+    assert sorted(listed, key=str) == sorted(regions, key=str)
+    verdicts = [row["verdict"] for row in rows]
     assert verdicts == ["anomalous", "normal", "normal"]  # the threshold came along
     names = {
         path.relative_to(tmp_path / "first")
@@ -147,6 +168,23 @@ def test_maps_of_a_saved_detector_and_of_words(tree: Path, tmp_path: Path) -> No
         written = np.asarray(image) / 65535
     expected = WinCLIPDetector("tiny").fit().anomaly_maps([tree / "a.jpg"])[0]
     np.testing.assert_allclose(written, expected, atol=1e-5)
+
+
+def test_tile_that_decided(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores.json"
+    options = ["--clip", "tiny", "--method", "prompt", "--tiles", "1x2"]
+    assert main(["score", str(tree), *options, "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())["scores"]
+    detector = make_pipeline(CLIPImageEncoder("tiny"), PromptDetector("tiny"))
+    tiled = TiledDetector(detector, tiles=(1, 2)).fit()
+    for row in rows:
+        scores = tiled.tile_scores([row["path"]])[0]
+        assert row["margin"] == pytest.approx(scores.min(), abs=1e-4)
+        with Image.open(row["path"]) as image:
+            boxes = tiled.tile_boxes(image.size[::-1])
+        names = ("top", "left", "bottom", "right")
+        sides = [dict(zip(names, box, strict=True)) for box in boxes]
+        assert row["tile"] == [*sides, "whole photo"][int(np.argmin(scores))]
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipad_sklearn import OpenCLIP, RandomWordDetector, clear_models
+from clipad_sklearn import OpenCLIP, RandomWordDetector, TiledDetector, clear_models
+from clipad_sklearn._cli.detectors import new_detector
 from clipad_sklearn._cli.kept import learned_words
 from clipad_sklearn._cli.main import main
+from clipad_sklearn._cli.methods import Choices
 from clipad_sklearn._clip import encoding, models
 from clipad_sklearn._clip.embedding_cache import FolderCache, open_cache
 
@@ -60,6 +62,21 @@ def test_learned_words_are_the_same_when_kept(tmp_path: Path, no_model: Any) -> 
             )
         np.testing.assert_array_equal(kept, value)
     assert vars(second).keys() == vars(first).keys()
+
+
+def test_words_of_tiles_are_kept(tmp_path: Path, no_model: Any) -> None:
+    clip = OpenCLIP("tiny", embedding_cache=str(tmp_path))
+    embeddings = np.random.default_rng(0).normal(size=(5, 256))
+
+    def fitted() -> Any:
+        detector = new_detector("random-word", clip, Choices(n_pairs=40), False)
+        return TiledDetector(detector, tiles=(1, 2)).fit().detector_[-1]
+
+    first = fitted()
+    no_model()  # so that nothing can be learned again
+    embeddings = embeddings[:, : first.n_features_in_]
+    scores = fitted().score_samples(embeddings)
+    np.testing.assert_array_equal(scores, first.score_samples(embeddings))
 
 
 def test_damaged_words_are_learned_again(tmp_path: Path) -> None:

@@ -232,13 +232,16 @@ def test_threshold_moves_labels_and_export(browser: Any, tmp_path: Path) -> None
 def test_what_the_page_says(browser: Any, tmp_path: Path) -> None:
     sentences = ["Threshold from 4 good photos.", "Promise: <b>none</b>."]
     known = np.array([1.0, -2.0, 0.5, 0.0])
+    threshold = 0.2512345678901234
     write_page(
         tmp_path,
         12,
         title="Line <3>",
         folder="photos",
+        threshold=threshold,
         sentences=sentences,
         calibration_scores=known,
+        promise={"bound": 0.043478260869565216, "confidence": 0.95},
     )
     open_page(browser, tmp_path / "report.html")
     assert browser.title == browser.find_element("tag name", "h1").text == "Line <3>"
@@ -253,11 +256,68 @@ def test_what_the_page_says(browser: Any, tmp_path: Path) -> None:
     assert len(labels) == 5
     below = browser.find_element("id", "below")
     assert below.text == "2 of 4 good photos of the calibration lie below"
+    # The promise stands for the threshold that was set, and for no other.
+    bound = browser.find_element("id", "bound")
+    assert bound.text == (
+        "Promise for this threshold only: at most 4.35 % of new good photos are called "
+        "anomalous, with a confidence of 95 %"
+    )
+    assert not browser.find_element("id", "back").is_displayed()
+    field = browser.find_element("id", "threshold")
+    assert field.get_property("value") == "0.2512"
     set_value(browser, "threshold", 0.75)
     assert below.text.startswith("3 of 4 good photos")
-    assert "not for this one" in below.text
+    assert bound.text == (
+        "No promise here: it holds only for the threshold that was set, 0.2512"
+    )
+    browser.find_element("id", "back").click()
+    assert browser.execute_script("return threshold") == threshold
+    assert bound.text.startswith("Promise for this threshold only")
+    footer = browser.find_element("tag name", "footer").text
+    for word in ("margin", "rank", "threshold", "p-value", "promise", "p_anomaly"):
+        assert f"\n{word}" in footer
+    assert "dashed frame" not in footer
+    assert "heat map\n" not in footer
     # Without maps there is nothing to switch on.
     assert not browser.find_element("id", "heat-label").is_displayed()
+
+
+def test_threshold_is_rounded_where_no_verdict_changes(
+    browser: Any, tmp_path: Path
+) -> None:
+    rows = write_page(tmp_path, 12)
+    margins = [row["margin"] for row in rows if row["margin"] is not None]
+    near = float(np.nextafter(margins[4], np.inf))  # one photo is just below it
+    write_report(
+        str(tmp_path / "near.html"), rows, threshold=near, uncalibrated=False,
+        settings={}, versions={},
+    )  # fmt: skip
+    open_page(browser, tmp_path / "near.html")
+    shown = float(browser.find_element("id", "threshold").get_property("value"))
+    assert [m < shown for m in margins] == [m < near for m in margins]
+    assert browser.find_element("id", "counts").text.startswith("11 photos scored, 5")
+
+
+def test_tile_that_decided_is_framed(browser: Any, tmp_path: Path) -> None:
+    rows = write_page(tmp_path, 6)
+    tile = {"top": 0, "left": 16, "bottom": 20, "right": 64}
+    for row, value in zip(rows, (tile, "whole photo", tile), strict=False):
+        row["tile"] = value
+    write_report(
+        str(tmp_path / "tiles.html"), rows, threshold=0.0, uncalibrated=False,
+        settings={}, versions={},
+    )  # fmt: skip
+    with Image.open(rows[0]["path"]) as image:
+        height = image.height
+    shares = data_of(tmp_path / "tiles.html")["photos"]
+    assert shares[0]["tile"] == [0, 0.25, 20 / height, 1]
+    assert shares[1]["tile"] is None
+    open_page(browser, tmp_path / "tiles.html")
+    frames = browser.find_elements("css selector", ".card .tile")
+    assert len(frames) == 2
+    photo = frames[0].find_element("xpath", "..").rect
+    assert frames[0].rect["x"] - photo["x"] == pytest.approx(photo["width"] / 4, abs=1)
+    assert "dashed frame" in browser.find_element("tag name", "footer").text
 
 
 def test_line_around_what_is_anomalous(browser: Any, tmp_path: Path) -> None:
