@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -108,10 +109,19 @@ def _is_old_output(name: str) -> bool:
 def outputs_in(folder: str) -> frozenset[str]:
     """Return the names of the maps and overlays that were written into a folder."""
     try:
-        names = json.loads(read_bytes(os.path.join(folder, _OUTPUTS)))
-        return frozenset(name for name in names if isinstance(name, str))
-    except (TypeError, ValueError):  # there is none, or it is damaged
+        return _listed(os.path.join(folder, _OUTPUTS))
+    except (FileNotFoundError, ValueError):  # there is none, or it is not ours
         return frozenset()
+
+
+def _listed(path: str) -> frozenset[str]:
+    """Return the names in a list of outputs."""
+    if not os.path.lexists(path):
+        raise FileNotFoundError(path)
+    names = json.loads(read_bytes(path))
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise ValueError("not a list of names")
+    return frozenset(names)
 
 
 def claim_outputs(folder: str, names: Iterable[str]) -> None:
@@ -120,7 +130,14 @@ def claim_outputs(folder: str, names: Iterable[str]) -> None:
     Raises FileExistsError for a file there that is not ours.
     """
     names = set(names)
-    known = outputs_in(folder)
+    try:
+        known = _listed(os.path.join(folder, _OUTPUTS))
+    except FileNotFoundError:
+        known = frozenset()
+    except ValueError:
+        raise FileExistsError(
+            f"{os.path.join(folder, _OUTPUTS)} is there and was not written by clipad"
+        ) from None
     for name in sorted(names - known):
         path = os.path.join(folder, name)
         if os.path.lexists(path) and not is_output(folder, name):
@@ -222,23 +239,35 @@ def _check_regular(status: os.stat_result) -> None:
     if stat.S_ISDIR(mode):
         raise ValueError("is a folder, not an image; see list_images")
     if not stat.S_ISREG(mode):
-        kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
-        kind = "a socket" if stat.S_ISSOCK(mode) else kind
-        raise ValueError(f"is {kind}, not a file")
+        raise ValueError(f"is {_kind(mode)}, not a file")
     if status.st_size > _LARGEST_FILE:
         raise ValueError(
             f"the file has {status.st_size / 2**30:.1f} GB; at most 1 GB is read"
         )
 
 
+def _kind(mode: int) -> str:
+    """Say what something is that is no regular file."""
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    if stat.S_ISSOCK(mode):
+        return "a socket"
+    return "a pipe" if stat.S_ISFIFO(mode) else "a device"
+
+
 # -- writing -----------------------------------------------------------------------
 
 
+# Names of files that this process is writing and that nobody has heard of yet.
+_unfinished: set[str] = set()
+
+
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
+def replacing(path: str | os.PathLike[str], prefix: str = ".clipad-") -> Iterator[str]:
     """Give the name of a file that takes the place of `path` when it is complete."""
     target = os.path.realpath(os.fspath(path))
-    temporary = new_file(os.path.dirname(target))
+    check_replaceable(target)
+    temporary = new_file(os.path.dirname(target), prefix)
     try:
         yield temporary
         if os.path.exists(target):
@@ -247,12 +276,36 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        _unfinished.discard(temporary)
 
 
-def new_file(folder: str, prefix: str = ".clipad-") -> str:
+def check_replaceable(target: str) -> None:
+    """Raise OSError for what is there and no regular file: root could replace it."""
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"is {_kind(mode)}, not a file", target)
+
+
+def new_file(folder: str, prefix: str) -> str:
     """Make an empty file under a name that nobody can foresee; return its path."""
     while True:
         path = os.path.join(folder, prefix + secrets.token_hex(8))
-        with contextlib.suppress(FileExistsError):
+        _unfinished.add(path)
+        try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             return path
+        except FileExistsError:
+            _unfinished.discard(path)
+        except OSError:
+            _unfinished.discard(path)
+            raise
+
+
+def remove_unfinished() -> None:
+    """Delete what `replacing` could not, when an interrupt came between its lines."""
+    for path in list(_unfinished):
+        with contextlib.suppress(OSError):
+            os.unlink(path)

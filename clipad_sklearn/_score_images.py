@@ -22,7 +22,7 @@ from sklearn.utils import Bunch
 from ._clip.models import load
 from ._detectors.base import BaseDetector, warn_if_one_sided
 from ._detectors.class_names import last_step
-from ._files import new_file
+from ._files import replacing
 from ._images import check_images
 from ._score_rows import (
     SCORE_COLUMNS,
@@ -516,16 +516,13 @@ def _parquet(rows: list[dict[str, Any]], metadata: dict[bytes, bytes]) -> bytes:
 def _write(target: str, content: bytes, digest: str) -> None:
     """Write a file of a job in one go."""
     # Processes of several machines may write the same partition.
-    temporary = new_file(os.path.dirname(target), _temporary(digest))
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    with (
+        replacing(target, _temporary(digest)) as temporary,
+        open(temporary, "wb") as file,
+    ):
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 # -- where partitions run ------------------------------------------------------

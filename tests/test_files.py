@@ -246,7 +246,7 @@ def test_replacing_leaves_what_is_not_its_own(tmp_path: Path) -> None:
 
 
 def test_names_that_nobody_foresees(tmp_path: Path) -> None:
-    names = {new_file(str(tmp_path)) for _ in range(50)}
+    names = {new_file(str(tmp_path), ".clipad-") for _ in range(50)}
     assert len(names) == 50
     umask = os.umask(0)
     os.umask(umask)

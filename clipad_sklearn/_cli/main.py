@@ -6,6 +6,7 @@ Nothing heavy is imported before the arguments are known to be right.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -15,8 +16,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from .._files import remove_unfinished
 from .arguments import parse
-from .output import UsageError, printable, set_quiet, stage
+from .output import UsageError, print_error, printable, set_quiet, stage
+
+_BUG = "clipad: this is a bug in clipad; please report it with the traceback above"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0, 1, 2, 3 or 130; ``clipad --help`` says which is which.
+        0, 1, 2, 3, 130 or 143; ``clipad --help`` says which is which.
     """
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal cannot show must not end the run.
@@ -39,6 +43,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         with contextlib.suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(argv)
+    except KeyboardInterrupt as interrupt:
+        terminated = bool(interrupt.args)
+        if argv is None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+        remove_unfinished()
+        word = "terminated" if terminated else "interrupted"
+        print_error(f"clipad: {word}")
+        status = 143 if terminated else 130
+        if argv is None:
+            # A thread may wait for a read that never ends, and Python for it.
+            os._exit(status)
+        return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     command, settings = parse(argv)
     set_quiet(getattr(settings, "quiet", False))
     with warnings.catch_warnings():
@@ -48,34 +70,29 @@ def main(argv: Sequence[str] | None = None) -> int:
                 stage("starting: loading libraries")
             run = importlib.import_module(f".{command}", __package__).run
             status = int(run(settings))
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
             return status
         except UsageError as error:
             lines = (printable(line) for line in str(error).split("\n"))
-            print("clipad: error:", "\n".join(lines), file=sys.stderr)
+            print_error("clipad: error: " + "\n".join(lines))
             return 2
-        except KeyboardInterrupt as interrupt:
-            terminated = bool(interrupt.args)
-            word = "terminated" if terminated else "interrupted"
-            print(f"clipad: {word}", file=sys.stderr, flush=True)
-            status = 143 if terminated else 130
-            if argv is None:
-                # A thread may wait for a read that never ends, and Python for it.
-                os._exit(status)
-            return status
         except BrokenPipeError:
-            # The reader of the output, such as `head`, has seen enough. What is
-            # still to be flushed goes nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # The reader of the output, such as `head`, has seen enough.
+            _close_output()
             return 0
-        except Exception:
-            traceback.print_exc()
-            print(
-                "clipad: this is a bug in clipad; please report it with the traceback "
-                "above",
-                file=sys.stderr,
-            )
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                _close_output()
+                print_error(f"clipad: error: {printable(str(error))}")
+                return 2
+            print_error(traceback.format_exc() + _BUG)
             return 3
+
+
+def _close_output() -> None:
+    """Let what is still to be flushed go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminate(*_: Any) -> None:
@@ -86,4 +103,4 @@ def _show_warning(
     message: Warning | str, category: type[Warning], *place: Any, **more: Any
 ) -> None:
     text = " ".join(str(message).split())
-    print(f"clipad: warning: {printable(text)}", file=sys.stderr)
+    print_error(f"clipad: warning: {printable(text)}")

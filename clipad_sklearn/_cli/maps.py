@@ -31,14 +31,18 @@ _STRIP = 256  # rows
 _LONGEST_NAME = 230
 
 
-def check_map_folder(folder: str) -> None:
-    """Make the folder; say at once if it cannot be."""
+def check_map_folder(folder: str, paths: Sequence[str], map_format: str) -> None:
+    """Make the folder and note what will be there; say at once if that cannot be."""
     try:
         os.makedirs(folder, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise UsageError(f"--maps {folder}: no permission to write there")
+        _claim(folder, _targets(paths, folder), map_format)
+    except FileExistsError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"--maps {folder}: {reason}") from error
     except OSError as error:
         raise UsageError(f"--maps {folder}: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"--maps {folder}: no permission to write there")
 
 
 def write_maps(
@@ -59,7 +63,7 @@ def write_maps(
     failures: dict[str, str] = {}
     regions: dict[str, list[dict[str, Any]]] = {}
     with as_usage_error():
-        _claim([*targets, os.path.join(folder, "legend")], map_format)
+        _claim(folder, targets, map_format)
         for index, anomaly_map, reason in readable_maps(detector, paths):
             if anomaly_map is None:
                 failures[paths[index]] = reason
@@ -92,16 +96,13 @@ def write_maps(
     return list(failures.items()), regions
 
 
-def _claim(targets: Sequence[str], map_format: str) -> None:
+def _claim(folder: str, targets: Sequence[str], map_format: str) -> None:
     """Make the folders, and note in each what is about to be written there."""
-    names: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {folder: ["legend.png", "regions.csv"]}
     for target in targets:
         parent, name = os.path.split(target)
-        endings = (f".map.{map_format}", ".overlay.png", ".png")
-        names.setdefault(parent, []).extend(
-            name + ending
-            for ending in (endings[2:] if name == "legend" else endings[:2])
-        )
+        written = [f"{name}.map.{map_format}", f"{name}.overlay.png"]
+        names.setdefault(parent, []).extend(written)
     for parent, listed in names.items():
         os.makedirs(parent, exist_ok=True)
         claim_outputs(parent, listed)

@@ -6,10 +6,10 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from .._files import replacing
+from .._files import check_replaceable, replacing
 from .._progress import set_hidden
 
 
@@ -43,7 +43,17 @@ def set_quiet(quiet: bool) -> None:
 
 def say(message: str) -> None:
     """Print a remark beside the results."""
-    print(f"clipad: {printable(message)}", file=sys.stderr, flush=True)
+    print_error(f"clipad: {printable(message)}")
+
+
+def print_error(line: str) -> None:
+    """Print to stderr; where nobody reads that any more, the work still goes on."""
+    if sys.stderr is None:
+        return
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def stage(message: str) -> None:
@@ -98,15 +108,31 @@ def given_settings(settings: Any) -> dict[str, Any]:
 # -- files ---------------------------------------------------------------------
 
 
-def check_writable(path: str) -> None:
-    """Say at once, not after an hour of work, that a file cannot be written."""
-    folder = os.path.dirname(os.path.realpath(path))
-    if os.path.isdir(path):
-        raise UsageError(f"{path}: is a folder")
-    if not os.path.isdir(folder):
-        raise UsageError(f"{path}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"{path}: no permission to write there")
+def check_writable(paths: Sequence[str], inputs: Collection[str] = ()) -> None:
+    """Say at once, not after an hour of work, that a file cannot be written.
+
+    Nor are two outputs one file, or one of the `inputs`.
+    """
+    known = {os.path.realpath(path) for path in inputs}
+    for path in paths:
+        target = os.path.realpath(path)
+        folder = os.path.dirname(target)
+        if not path or os.path.isdir(target):
+            raise UsageError(f"{path}: is a folder")
+        if not os.path.isdir(folder):
+            raise UsageError(f"{path}: there is no folder {folder}")
+        if not os.access(folder, os.W_OK):
+            raise UsageError(f"{path}: no permission to write there")
+        if target in known:
+            raise UsageError(
+                f"{path}: is one of the photos, or is to be written twice; name "
+                "another file"
+            )
+        known.add(target)
+        try:
+            check_replaceable(target)
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

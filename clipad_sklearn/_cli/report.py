@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -63,29 +63,25 @@ def write_report(
     if anomaly_maps is not None:
         maps, scale = _encoded_maps(anomaly_maps)
     photos: list[dict[str, Any]] = []
-    with (
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        progress_bar(len(scored), "Thumbnails") as progress,
+    for row, (thumbnail, width, height) in zip(
+        scored, _thumbnails(scored, side), strict=True
     ):
-        thumbnails = pool.map(functools.partial(_thumbnail, side=side), scored)
-        for row, (thumbnail, width, height) in zip(scored, thumbnails, strict=True):
-            photos.append(
-                {
-                    "path": row["path"],
-                    "href": _href(row["path"], page_folder),
-                    "margin": row["margin"],
-                    "p_anomaly": row["p_anomaly"],
-                    "p_value": row["p_value"],
-                    "truth": (truths or {}).get(row["path"]),
-                    "error": "",
-                    "thumbnail": thumbnail,
-                    "width": width,
-                    "height": height,
-                    "map": maps[len(photos)] if maps else None,
-                    "tile": _shares(row),
-                }
-            )
-            progress.update()
+        photos.append(
+            {
+                "path": row["path"],
+                "href": _href(row["path"], page_folder),
+                "margin": row["margin"],
+                "p_anomaly": row["p_anomaly"],
+                "p_value": row["p_value"],
+                "truth": (truths or {}).get(row["path"]),
+                "error": "",
+                "thumbnail": thumbnail,
+                "width": width,
+                "height": height,
+                "map": maps[len(photos)] if maps else None,
+                "tile": _shares(row),
+            }
+        )
     for row in rows[len(scored) :]:
         empty = dict.fromkeys(
             ("margin", "p_anomaly", "p_value", "thumbnail", "map", "tile")
@@ -128,6 +124,21 @@ def _page(data: Any) -> str:
     # As ASCII, and so that no text of it ends the element it stands in.
     text = json.dumps(data, default=str, allow_nan=False).replace("<", "\\u003c")
     return template.replace("{{hash}}", digest).replace("{{data}}", text)
+
+
+def _thumbnails(
+    rows: Sequence[dict[str, Any]], side: int
+) -> Iterator[tuple[str | None, int, int]]:
+    """Yield the thumbnail of each row, in order."""
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        with progress_bar(len(rows), "Thumbnails") as progress:
+            for thumbnail in pool.map(functools.partial(_thumbnail, side=side), rows):
+                yield thumbnail
+                progress.update()
+    finally:
+        # After an interrupt nobody waits for a read that may never end.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _thumbnail(row: dict[str, Any], side: int) -> tuple[str | None, int, int]:

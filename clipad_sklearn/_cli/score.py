@@ -50,12 +50,11 @@ def run(settings: ScoreSettings) -> int:
         say(note)
     n_unlisted = sum(photos.n_unreadable for photos in found)
     paths, references, good, bad = (photos.paths for photos in found)
-    for path in settings.files:
-        check_writable(path)
+    check_writable(settings.files, [*paths, *references, *good, *bad])
     if settings.maps:
         from .maps import check_map_folder
 
-        check_map_folder(settings.maps)
+        check_map_folder(settings.maps, paths, settings.map_format)
     stage(f"found {counted(len(paths), 'photo')}")
     if settings.dask is not None:
         status = _run_on_dask(settings, paths, references, good, bad)

@@ -35,6 +35,8 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
     }
 
+    # Whether `fit` learns more than what words mean to a CLIP.
+    _learns: ClassVar[bool] = True
     classes_: np.ndarray
     offset_: float
     calibration_scores_: np.ndarray
@@ -57,18 +59,25 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         return margins
 
     def _check_same_clip(self) -> None:
-        """Raise if the CLIP has other weights or preprocessing than in `fit`."""
+        """Raise if the CLIP has other weights or preprocessing than in `fit`.
+
+        Only warn where neither the detector nor its threshold learned anything.
+        """
         known = getattr(self, "clip_fingerprint_", None)
         if known is None:  # fitted by 0.1.0, or without a CLIP
             return
         clip: Any = self.clip
-        if fingerprint_if_loaded(check_clip(clip)) not in (None, known):
-            raise ValueError(
-                f"This {type(self).__name__} was fitted with other weights or "
-                f"preprocessing than clip={clip!r} has now, so its scores and "
-                "threshold would mean nothing. Fit it again, or bring the CLIP back "
-                "that it was fitted with."
-            )
+        if fingerprint_if_loaded(check_clip(clip)) in (None, known):
+            return
+        message = (
+            f"This {type(self).__name__} was fitted with other weights or "
+            f"preprocessing than clip={clip!r} has now, so its scores and threshold "
+            "mean nothing. Fit it again, or bring the CLIP back that it was fitted "
+            "with."
+        )
+        if self._learns or not is_uncalibrated(self):
+            raise ValueError(message)
+        warnings.warn(message, UserWarning, stacklevel=4)
 
     def _verdicts(self, decision: np.ndarray) -> np.ndarray:
         verdicts = np.where(decision >= 0, 1, -1)

@@ -104,6 +104,7 @@ class PromptDetector(EmbeddingMixin, ClassNameDetector):
     (6,)
     """
 
+    _learns = False
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "aggregation": [StrOptions(set(METHODS))],
         "aggregation_params": [Mapping, None],
