@@ -1,0 +1,202 @@
+"""What is written: where that cannot be, it is said early, and costs nothing else."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import resource
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipad_sklearn import _files
+from clipad_sklearn._cli.main import main
+
+if not hasattr(os, "fork"):
+    pytest.skip("needs processes as on Linux", allow_module_level=True)
+
+PROMPT = ["--clip", "tiny", "--method", "prompt"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with four photos."""
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("photos")
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"photos/{number}.png")
+    return tmp_path
+
+
+def score(*options: str) -> int:
+    return main(["score", "photos", *PROMPT, *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--save", "photos/0.png"], "is one of the photos"),
+        (["--save", "link.png"], "is one of the photos"),
+        (["--good", "photos", "--save", "photos/1.png"], "is one of the photos"),
+        (["--out", "a.csv", "--save", "./a.csv"], "is to be written twice"),
+        (["--out", "a.csv", "--save", "to_a"], "is to be written twice"),
+        (["--save", "pipe"], "is a pipe, not a file"),
+        (["--save", "to_pipe"], "is a pipe, not a file"),
+        (["--out", "pipe.csv"], "is a pipe, not a file"),
+        (["--save", "photos"], "is a folder"),
+        (["--save", ""], "is a folder"),
+        (["--out", "x" * 300 + ".csv"], "[Ff]ile name too long"),
+        (["--method", "sdp", "--maps", "taken"], "regions.csv is there and was not"),
+        (["--method", "sdp", "--maps", "listed"], "outputs.json is there and was not"),
+        (["--method", "sdp", "--maps", "a_file"], "--maps a_file"),
+    ],
+)
+def test_said_before_the_work(
+    options: list[str], message: str, folder: Path, capsys: Any
+) -> None:
+    os.symlink("photos/0.png", "link.png")
+    os.symlink("a.csv", "to_a")
+    for name in ("pipe", "pipe.csv"):
+        os.mkfifo(name)
+    os.symlink("pipe", "to_pipe")
+    for name in ("taken/regions.csv", "listed/.clipad-outputs.json"):
+        os.makedirs(os.path.dirname(name))
+        Path(name).write_text("somebody's own")
+    Path("a_file").touch()
+    before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+    assert score(*options) == 2
+    captured = capsys.readouterr()
+    assert re.search(message, captured.err)
+    assert "scoring" not in captured.err
+    assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+# -- in a process of its own ---------------------------------------------------------
+
+
+def in_a_process(
+    arguments: list[str],
+    before: Callable[[], object] = lambda: None,
+) -> tuple[int, str, str]:
+    """Run the command; return its exit status, and what it printed."""
+    files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
+    process = os.fork()
+    if not process:
+        for stream, file in zip((1, 2), files, strict=True):
+            os.dup2(file.fileno(), stream)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.argv = ["clipad", *arguments]
+        warnings.resetwarnings()
+        try:
+            before()
+            sys.stdout, sys.stderr = _stream(1), _stream(2)
+            status = main()
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            os._exit(status)
+        finally:
+            os._exit(99)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    texts = []
+    for file in files:
+        file.seek(0)
+        texts.append(file.read())
+        file.close()
+    return status, texts[0], texts[1]
+
+
+def _stream(number: int) -> Any:
+    """As Python has it when a process starts."""
+    try:
+        return os.fdopen(number, "w")
+    except OSError:
+        return None
+
+
+def test_a_full_disk_costs_nothing_else(folder: Path) -> None:
+    """A disk with room for small files only."""
+    options = ["--out", "scores.csv", "--save", "saved", "--report", "report.html"]
+    status, out, error = in_a_process(
+        ["score", "photos", *PROMPT, *options],
+        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)),
+    )
+    assert status == 2, (out, error)
+    assert "report.html was not written: File too large" in error
+    assert "Traceback" not in error
+    assert "wrote scores.csv" in out
+    assert "wrote report.html" not in out
+    assert {*os.listdir()} - {"saved"} == {"photos", "scores.csv"}
+
+
+@pytest.mark.parametrize("case", ["closed", "full", "nobody reads"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_streams_cost_no_result(case: str, number: int, folder: Path) -> None:
+    if case == "full" and not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+
+    def before() -> None:
+        if case == "closed":
+            os.close(number)
+        elif case == "full":
+            os.dup2(os.open("/dev/full", os.O_WRONLY), number)
+        else:
+            reader, writer = os.pipe()
+            os.close(reader)
+            os.dup2(writer, number)
+
+    arguments = ["score", "photos", *PROMPT, "--out", "scores.csv"]
+    status, out, error = in_a_process(arguments, before)
+    assert os.path.exists("scores.csv"), (status, out, error)
+    assert len(Path("scores.csv").read_text().splitlines()) == 5
+    is_cut = (case, number) == ("full", 1)
+    assert status == (2 if is_cut else 0)
+    assert "Traceback" not in out + error
+    assert ("No space left on device" in error) == is_cut
+
+
+def _raising_at(where: str, text: str, number: int) -> None:
+    """Have this process sent a signal before a line of a function is run."""
+    code = inspect.unwrap(getattr(_files, where)).__code__
+    lines, first = inspect.getsourcelines(code)
+    [at] = [i + first for i, line in enumerate(lines) if line.strip().startswith(text)]
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code is code and event == "line" and frame.f_lineno == at:
+            sys.settrace(None)
+            os.kill(os.getpid(), number)
+        return trace
+
+    sys.settrace(trace)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+@pytest.mark.parametrize(
+    ("where", "text"),
+    [
+        ("new_file", "return path"),
+        ("replacing", "yield temporary"),
+        ("replacing", "os.replace("),
+        ("replacing", "os.unlink("),
+    ],
+)
+def test_an_interrupt_between_two_lines(
+    number: int, expected: int, where: str, text: str, folder: Path
+) -> None:
+    arguments = ["score", "photos", *PROMPT, "--out", "scores.csv"]
+    status, _, error = in_a_process(arguments, lambda: _raising_at(where, text, number))
+    assert status == expected, error
+    assert "Traceback" not in error
+    assert {*os.listdir()} <= {"photos", "scores.csv"}
