@@ -29,7 +29,10 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True, scope="session")
 def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Commands keep embeddings in a folder of this run, not in the user's."""
-    os.environ["CLIPAD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one for all processes of the run
+        folder = folder.parent
+    os.environ["CLIPAD_CACHE"] = str(folder / "cache")
 
 
 @pytest.fixture

@@ -334,7 +334,7 @@ def test_prompts(texts: list[Any]) -> None:
 
 
 @given(st.lists(TEXTS, max_size=2), st.lists(TEXTS, max_size=2), st.lists(TEXTS), TEXTS)
-@fuzz(60)
+@fuzz(30)
 def test_states_templates_and_class_names(
     normal: list[str], anomalous: list[str], templates: list[str], class_name: str
 ) -> None:

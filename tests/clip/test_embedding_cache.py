@@ -692,9 +692,9 @@ def test_processes_killed_at_any_moment(new_cache: NewCache) -> None:
         process.start()
         return process, rounds
 
-    workers = [start(seed) for seed in range(4)]
+    workers = [start(seed) for seed in range(3)]
     try:
-        for kill in range(12):
+        for kill in range(6):
             index = kill % len(workers)
             process, rounds = workers[index]
             while rounds.value == 0 and process.is_alive():
