@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,31 +30,37 @@ from clipad_sklearn.metrics import auroc, pro
 from training.model import encode_image_tokens
 from training.settings import IMAGE_SIZE
 
+SIZE = (IMAGE_SIZE, IMAGE_SIZE)
+
+
+def naive_maps(clip: OpenCLIP, images: Sequence[Any]) -> list[np.ndarray]:
+    """Return maps at the size of the model's input."""
+    model = load(clip).model
+    anomalous, normal = PromptDetector(clip).fit().prototypes_[0]
+    direction = torch.from_numpy((anomalous - normal).astype(np.float32))
+    maps: list[np.ndarray] = []
+    with torch.inference_mode():
+        for pixels, _ in pixel_batches(clip, images):
+            scores = encode_image_tokens(model, pixels)[1] @ direction
+            side = round(scores.shape[1] ** 0.5)
+            grid = scores.view(-1, 1, side, side)
+            maps += list(
+                functional.interpolate(grid, SIZE, mode="bilinear")[:, 0].numpy()
+            )
+    return maps
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", help="in the layout of MVTec AD")
     parser.add_argument("categories", nargs="+")
     arguments = parser.parse_args()
-    clip = OpenCLIP("tiny")
-    model = load(clip).model
-    anomalous, normal = PromptDetector(clip).fit().prototypes_[0]
-    direction = torch.from_numpy((anomalous - normal).astype(np.float32))
-    size = (IMAGE_SIZE, IMAGE_SIZE)
     figures = []
     for category in arguments.categories:
         data = load_mvtec_ad(arguments.root, category)
-        maps: list[np.ndarray] = []
-        with torch.inference_mode():
-            for pixels, _ in pixel_batches(clip, data.images):
-                scores = encode_image_tokens(model, pixels)[1] @ direction
-                side = round(scores.shape[1] ** 0.5)
-                grid = scores.view(-1, 1, side, side)
-                maps += list(
-                    functional.interpolate(grid, size, mode="bilinear")[:, 0].numpy()
-                )
+        maps = naive_maps(OpenCLIP("tiny"), data.images)
         masks = [
-            None if mask is None else read_mask(mask, image, size)
+            None if mask is None else read_mask(mask, image, SIZE)
             for mask, image in zip(data.masks, data.images, strict=True)
         ]
         figures.append([100 * auroc(masks, maps), 100 * pro(masks, maps)])

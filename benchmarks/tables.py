@@ -34,6 +34,8 @@ from clipad_sklearn.datasets import (  # noqa: E402
 from training.settings import HELD_OUT_DEFECTS, HELD_OUT_FAMILIES  # noqa: E402
 
 TABLES = REPOSITORY / "docs" / "benchmark_tables"
+# Good photos that references are drawn from; no more than each real category has.
+SHOTS = (1, 4, 8)
 
 
 def write_generated(root: Path, n: int) -> None:
@@ -43,13 +45,23 @@ def write_generated(root: Path, n: int) -> None:
         (("textures", TEXTURE_FAMILIES), ("objects", OBJECT_FAMILIES))
     ):
         for held_out in (False, True):
+            drawn = [f for f in families if (f in HELD_OUT_FAMILIES) == held_out]
+            number = 2 * seed + held_out
             data = make_defect_images(
                 n,
-                families=[f for f in families if (f in HELD_OUT_FAMILIES) == held_out],
+                families=drawn,
                 defects=list(HELD_OUT_DEFECTS) if held_out else defects,
-                random_state=4_000 + 2 * seed + held_out,
+                random_state=4_000 + number,
             )
             folder = root / (f"held-out_{kind}" if held_out else kind)
+            references = make_defect_images(
+                max(SHOTS),
+                families=drawn,
+                anomaly_fraction=0,
+                random_state=5_000 + number,
+            )
+            for i, pixels in enumerate(references.images):
+                _save(pixels, folder / "train" / "good" / f"{i:03d}.png")
             for i, pixels in enumerate(data.images):
                 good = data.target[i] == 1
                 name = "good" if good else data.defect[i].replace(" ", "_")
@@ -67,7 +79,7 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 def benchmark(root: Path, name: str, extra: Sequence[str], out: Path) -> None:
     """Run all methods, and write the table of means and the one of categories."""
     arguments = ["--data", "mvtec", "--root", str(root), "--clip", "tiny"]
-    methods = ["--methods", ",".join(METHODS)]
+    methods = ["--methods", ",".join(METHODS), "--shots", ",".join(map(str, SHOTS))]
     TABLES.mkdir(exist_ok=True)
     clipad(["benchmark", *arguments, *methods, "--out", str(out), *extra])
     with open(out / "results.csv", newline="", encoding="utf-8") as file:
