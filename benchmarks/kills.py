@@ -47,7 +47,7 @@ OUTPUTS = {
     "report": (f"{PROMPT} --report report.html", "report.html"),
     "maps": ("score photos/good --clip tiny --method sdp --maps maps", "maps"),
     "benchmark": (
-        "benchmark --data folder --root photos --clip tiny --methods prompt sdp "
+        "benchmark --data folder --root photos --clip tiny --methods prompt,sdp "
         "--draws 100 --out results",
         "results",
     ),

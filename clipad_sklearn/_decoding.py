@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import struct
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._files import read_bytes
 from ._fork import at_fork
 
 if TYPE_CHECKING:
@@ -38,7 +40,9 @@ _OTHER_KINDS = (
     (b"<svg", "an SVG drawing"),
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+# At a time, of all threads.
 _MOST_PIXELS = 100_000_000
+_MOST_BYTES = 400_000_000
 # Tags of TIFF.
 _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR = 258, 262, 0x0112, 284
 _WIDTH, _HEIGHT = 256, 257
@@ -48,16 +52,17 @@ _STRIPS, _SAMPLE_FORMAT, _DNG = 273, 339, 50706
 
 
 class _Budget:
-    """Limits the pixels that threads decode at a time, or lets one larger image in."""
+    """Limits what threads take at a time, or lets one that needs more in alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.changed = threading.Condition()
         self.taken = 0
 
     @contextlib.contextmanager
     def taking(self, amount: int) -> Iterator[None]:
         with self.changed:
-            while self.taken and self.taken + amount > _MOST_PIXELS:
+            while self.taken and self.taken + amount > self.most:
                 self.changed.wait()
             self.taken += amount
         try:
@@ -68,16 +73,35 @@ class _Budget:
                 self.changed.notify_all()
 
 
-_budget = _Budget()
+_pixels = _Budget(_MOST_PIXELS)
+# Taken before pixels are, so that nobody waits for the other.
+_bytes = _Budget(_MOST_BYTES)
 
 
-def _new_budget() -> None:
+def _new_budgets() -> None:
     # Other threads of the parent may have taken some.
-    global _budget
-    _budget = _Budget()
+    global _pixels, _bytes
+    _pixels, _bytes = _Budget(_MOST_PIXELS), _Budget(_MOST_BYTES)
 
 
-at_fork(in_child=_new_budget)
+at_fork(in_child=_new_budgets)
+
+
+@contextlib.contextmanager
+def content_of(image: Any) -> Iterator[Any]:
+    """Give the bytes of an image that is a path, while others wait; else the image.
+
+    Raises ValueError with a short reason.
+    """
+    if not isinstance(image, (str, os.PathLike)):
+        yield image
+        return
+    try:
+        size = os.path.getsize(image)
+    except OSError:  # said by whoever reads it
+        size = 0
+    with _bytes.taking(size):
+        yield read_bytes(image)
 
 
 @dataclass(frozen=True)
@@ -98,7 +122,7 @@ def decoded(content: bytes) -> Iterator[tuple[Image.Image, Traits]]:
     """
     with reasons(content):
         image = open_file(content)
-    with _budget.taking(image.size[0] * image.size[1]):
+    with _pixels.taking(image.size[0] * image.size[1]):
         with reasons(content):
             try:
                 image, traits = _loaded(image)

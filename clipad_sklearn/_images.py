@@ -12,6 +12,7 @@ import numpy as np
 
 from ._decoding import (
     Traits,
+    content_of,
     decoded,
     open_file,
     reasons,
@@ -160,7 +161,7 @@ def open_image(image: Any, then: Callable[[Image.Image], Any] | None = None) -> 
     ValueError with a short reason.
     """
     if isinstance(image, np.ndarray):
-        return _without_memory(lambda: _then(_image_from_array(image), then), image)
+        return _without_memory(lambda: _then(_image_from_array(image), then))
     return opened(image, _to_rgb, then)
 
 
@@ -193,18 +194,17 @@ def opened(
 
     Errors of `convert` are said to be those of the image.
     """
-    if isinstance(image, (str, os.PathLike)):
-        image = read_bytes(image)
-    if isinstance(image, bytes):
-        return _without_memory(lambda: _decoded(image, convert, then), image)
+    if isinstance(image, (str, bytes, os.PathLike)):
+        with content_of(image) as content:
+            return _without_memory(lambda: _decoded(content, convert, then))
     if not is_pil(image):
         raise ValueError(
             f"{_name(image)} is not an image: pass a path, a PIL image or an array"
         )
-    return _without_memory(lambda: _converted(image, convert, then), image)
+    return _without_memory(lambda: _converted(image, convert, then))
 
 
-def _without_memory(work: Callable[[], Any], image: Any) -> Any:
+def _without_memory(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except MemoryError:

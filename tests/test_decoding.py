@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import threading
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
@@ -386,7 +387,7 @@ FILE = file(COLOUR)
 
 
 def test_large_images_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_MOST_PIXELS", 200)  # each has 192
+    monkeypatch.setattr(decoding._pixels, "most", 200)  # each has 192
     at_once = most = 0
     lock = threading.Lock()
 
@@ -405,7 +406,45 @@ def test_large_images_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     for thread in threads:
         thread.join()
     assert most == 1
-    assert decoding._budget.taken == 0
+    assert decoding._pixels.taken == 0
+
+
+def test_large_files_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding._bytes, "most", len(FILE) + 1)
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for path in paths:
+        path.write_bytes(FILE)
+    at_once: list[int] = []
+
+    def then(image: Image.Image) -> None:
+        at_once.append(decoding._bytes.taken)
+        threading.Event().wait(0.01)
+
+    threads = [threading.Thread(target=open_image, args=(p, then)) for p in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert at_once == [len(FILE)] * 6
+    monkeypatch.setattr(decoding._bytes, "most", 1)  # larger ones are read alone
+    CLIPImageEncoder("tiny").transform(paths)
+    assert decoding._bytes.taken == 0
+
+
+def test_a_file_that_is_refused_is_not_kept(tmp_path: Path) -> None:
+    """Not even by the traceback of the error, while others are read."""
+    paths = [tmp_path / f"{number}.png" for number in range(12)]
+    for path in paths:
+        path.write_bytes(bytes(2**22))
+    encoder = CLIPImageEncoder("tiny", on_error="nan")
+    encoder.transform([COLOUR])
+    tracemalloc.start()
+    assert np.isnan(encoder.transform(paths)).all()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 9 * 2**22
 
 
 def test_a_photo_that_vanishes_is_an_error_row(tmp_path: Path) -> None:

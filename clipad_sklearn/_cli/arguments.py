@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NoReturn
 from .._version import __version__
 from .cache import cache_folder
 from .methods import LEARNS_FROM_PHOTOS, METHODS, method_name
-from .output import UsageError, given_settings
+from .output import UsageError, given_settings, printable
 
 _EPILOG = """\
 exit status:
@@ -218,6 +218,7 @@ class _Parser(argparse.ArgumentParser):
                 " (--calibrate takes all folders that follow it: put PATH before it, "
                 "or -- between)"
             )
+        message = printable(message)
         self.exit(2, f"{self.prog}: error: {message}\nSee `{self.prog} --help`.\n")
 
 

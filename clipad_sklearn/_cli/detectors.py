@@ -197,8 +197,9 @@ def score_photos(
 def _load(path: str) -> Any:
     import joblib
 
-    if not os.path.exists(path):
-        raise UsageError(f"--load {path}: there is no such file")
+    if not os.path.isfile(path):  # a pipe might never end
+        reason = "is not a file" if os.path.lexists(path) else "there is no such file"
+        raise UsageError(f"--load {path}: {reason}")
     try:
         # Any code can be in such a file; --help says so.
         detector = joblib.load(path)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._decoding import content_of
 from .._errors import ImageReadError
 from .._files import read_bytes
 from .._images import check_images, image_name, open_image
@@ -221,7 +222,7 @@ def pixel_batches(
         try:
             return open_image(image, of_image)
         except ValueError as error:
-            return error
+            return _alone(error)
 
     for pixels, sizes, _ in _batches(clip, images, read, positions):
         yield pixels, sizes
@@ -320,15 +321,16 @@ class _ImageReader:
 
     def __call__(self, image: Any) -> tuple[str | None, Any, Any] | ValueError:
         try:
-            key, image = self._key(image)
-            hit = {} if self.cache is None else self.cache.get_many([str(key)])
-            if hit:
-                return key, hit[str(key)], None
-            return key, None, _made(image, self.transform)
+            with content_of(image) as content:
+                key, image = self._key(content)
+                hit = {} if self.cache is None else self.cache.get_many([str(key)])
+                if hit:
+                    return key, hit[str(key)], None
+                return key, None, _made(image, self.transform)
         except MemoryError:
             return ValueError("the image needs more memory than there is")
         except ValueError as error:
-            return error
+            return _alone(error)
 
     def read(self, image: Any) -> tuple[Any, tuple[int, int], str | None] | ValueError:
         """Return pixels, (height, width) and key of an image, or the error it gives."""
@@ -337,23 +339,28 @@ class _ImageReader:
             return self.transform(image), (image.height, image.width)
 
         try:
-            key, image = self._key(image)
-            return *_made(image, of_image), key
+            with content_of(image) as content:
+                key, image = self._key(content)
+                return *_made(image, of_image), key
         except MemoryError:
             return ValueError("the image needs more memory than there is")
         except ValueError as error:
-            return error
+            return _alone(error)
 
     def _key(self, image: Any) -> tuple[str | None, Any]:
-        """Return the key of an image, and the image or the bytes of its file."""
-        if isinstance(image, (str, os.PathLike)):
-            image = content = read_bytes(image)
-        else:
+        """Return the key of an image or of the bytes of its file, and what it is of."""
+        content = image
+        if not isinstance(image, bytes):
             image = open_image(image)
             content = f"{image.size}".encode() + image.tobytes()
         if self.cache is None:
             return None, image
         return _image_key(content, self.salt), image
+
+
+def _alone(error: ValueError) -> ValueError:
+    """Return an error without its traceback, which holds what was read."""
+    return ValueError(str(error))
 
 
 def _made(image: Any, then: Callable[[Any], Any]) -> Any:
@@ -381,7 +388,9 @@ def _check_texts(texts: Sequence[str]) -> list[str]:
 
 
 def _image_key(content: bytes, salt: str) -> str:
-    return hashlib.sha256(salt.encode() + b"\0" + content).hexdigest()
+    digest = hashlib.sha256(salt.encode() + b"\0")
+    digest.update(content)  # a large file needs no copy
+    return digest.hexdigest()
 
 
 def _text_key(text: str, salt: str) -> str:

@@ -122,6 +122,25 @@ def test_nothing_reaches_the_terminal_raw(
     assert shown.isprintable()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["score", "photos", "--\x1b[31mred"],
+        ["score", "photos", "--method", "\x1b]0;title\x07"],
+        ["\x1b[2J"],
+        ["cache", "\u202einfo"],
+        ["benchmark", "--root", "photos", "--out", "r", "--methods", "\x9b31m"],
+    ],
+)
+def test_nothing_reaches_the_terminal_from_the_parser(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).replace("\n", "").isprintable()
+
+
 CATEGORIES = [name.removesuffix(".png") for name in NAMES if len(name) < 200]
 
 

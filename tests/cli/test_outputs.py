@@ -40,7 +40,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def score(*options: str) -> int:
-    return main(["score", "photos", *PROMPT, *options])
+    detector = [] if "--load" in options else PROMPT
+    return main(["score", "photos", *detector, *options])
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,8 @@ def score(*options: str) -> int:
         (["--out", "pipe.csv"], "is a pipe, not a file"),
         (["--save", "photos"], "is a folder"),
         (["--save", ""], "is a folder"),
+        (["--load", "pipe"], "--load pipe: is not a file"),
+        (["--load", "photos"], "--load photos: is not a file"),
         (["--out", "x" * 300 + ".csv"], "[Ff]ile name too long"),
         (["--method", "sdp", "--maps", "taken"], "regions.csv is there and was not"),
         (["--method", "sdp", "--maps", "listed"], "outputs.json is there and was not"),
