@@ -15,8 +15,8 @@ from .._detectors.regions import REGION_FIELDS, anomaly_regions
 from .._files import claim_outputs
 from .._images import open_image
 from .._score_rows import readable_maps
-from .output import UsageError, as_usage_error, write_text, writing
-from .table import as_csv
+from .output import UsageError, as_usage_error, writing
+from .table import REGION_COLUMNS, region_rows, write_csv
 
 # Colours from the smallest to the largest score; the photo shows through, and less so
 # the larger the score.
@@ -25,7 +25,6 @@ _COLORS = np.array(
 )
 _LARGEST_OPACITY = 0.75
 _CONTOUR = (0, 229, 255)
-_REGION_COLUMNS = ("path", *REGION_FIELDS)
 _STRIP = 256  # rows
 # Bytes of a name, so that endings fit into the 255 that file systems allow.
 _LONGEST_NAME = 230
@@ -90,9 +89,9 @@ def write_maps(
                 ]
     if len(failures) < len(paths):
         _write_legend(os.path.join(folder, "legend.png"), lowest, highest, threshold)
-        rows = [{"path": path} | r for path, found in regions.items() for r in found]
-        listed = as_csv(rows, _REGION_COLUMNS)
-        write_text(os.path.join(folder, "regions.csv"), "\ufeff" + listed)
+        rows = [{"path": path, "regions": found} for path, found in regions.items()]
+        listed = os.path.join(folder, "regions.csv")
+        write_csv(listed, region_rows(rows), REGION_COLUMNS)
     return list(failures.items()), regions
 
 

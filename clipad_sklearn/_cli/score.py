@@ -193,7 +193,7 @@ def _write(
             stage(f"writing maps of {counted(len(readable), 'photo')}" + _slow(fitted))
             lost, regions = write_maps(mapper, readable, folder, settings.map_format)
             failures.extend(lost)
-            if settings.out and settings.out.endswith(".json"):
+            if settings.out and settings.out.endswith((".json", ".xlsx")):
                 # Once more: without the regions it was there before the maps were.
                 for row in rows:
                     row["regions"] = regions.get(row["path"], [])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import metrics
+from .._detectors.regions import REGION_FIELDS
 from .._score_rows import error_row, score_row
 from .._version import __version__
 from .output import no_formula, printable, write_text, writing
@@ -27,7 +28,9 @@ COLUMNS = (
     "p_anomaly",
     "error",
 )
+REGION_COLUMNS = ("path", *REGION_FIELDS)
 _DIGITS = 6  # in CSV and XLSX; JSON has them all
+_Sheet = tuple[Sequence[str], list[dict[str, Any]]]  # columns and rows
 _VERSIONS = ("open_clip_torch", "torch", "scikit-learn", "numpy", "pillow")
 
 
@@ -71,35 +74,60 @@ def write_rows(path: str, rows: list[dict[str, Any]], settings: Any = None) -> N
         text = json.dumps(report, indent=1, default=str, allow_nan=False) + "\n"
         write_text(path, text)
         return
-    short = [{name: _short(row[name]) for name in COLUMNS} for row in rows]
     if path.endswith(".xlsx"):
-        _write_xlsx(path, short)
+        sheets: dict[str, _Sheet] = {"scores": (COLUMNS, rows)}
+        if any("regions" in row for row in rows):
+            sheets["regions"] = (REGION_COLUMNS, region_rows(rows))
+        _write_xlsx(path, sheets)
     else:
-        # The mark by which spreadsheets know that letters are UTF-8.
-        write_text(path, "\ufeff" + as_csv(short, COLUMNS))
+        write_csv(path, rows, COLUMNS)
 
 
-def _short(value: Any) -> Any:
-    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+def region_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each region of the photos."""
+    return [
+        {"path": row["path"]} | region
+        for row in rows
+        for region in row.get("regions", [])
+    ]
 
 
-def _write_xlsx(path: str, rows: list[dict[str, Any]]) -> None:
+def write_csv(
+    path: str, rows: Iterable[dict[str, Any]], columns: Sequence[str]
+) -> None:
+    """Write a file for spreadsheets, with numbers of few digits."""
+    # The mark by which spreadsheets know that letters are UTF-8.
+    write_text(path, "\ufeff" + as_csv((_short(row, columns) for row in rows), columns))
+
+
+def _short(row: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    values = {name: row[name] for name in columns}
+    return {
+        name: float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+        for name, value in values.items()
+    }
+
+
+def _write_xlsx(path: str, sheets: dict[str, _Sheet]) -> None:
     from openpyxl import Workbook
     from openpyxl.cell import WriteOnlyCell
 
     book = Workbook(write_only=True)
-    sheet = book.create_sheet("scores")
-    sheet.append(list(COLUMNS))
-    for row in rows:
-        cells = []
-        for name in COLUMNS:
-            value = row[name]
-            if isinstance(value, str):
-                # As a text, whatever it begins with.
-                value = WriteOnlyCell(sheet, printable(value))
-                value.data_type = "s"
-            cells.append(value)
-        sheet.append(cells)
+    for title, (columns, rows) in sheets.items():
+        sheet = book.create_sheet(title)
+        sheet.freeze_panes = "A2"
+        longest = max((len(row["path"]) for row in rows), default=0)
+        sheet.column_dimensions["A"].width = min(max(longest, 10), 80)
+        sheet.append(list(columns))
+        for row in rows:
+            cells = []
+            for value in _short(row, columns).values():
+                if isinstance(value, str):
+                    # As a text, whatever it begins with.
+                    value = WriteOnlyCell(sheet, printable(value))
+                    value.data_type = "s"
+                cells.append(value)
+            sheet.append(cells)
     with writing(path) as temporary, open(temporary, "wb") as file:
         book.save(file)
 
