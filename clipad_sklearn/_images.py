@@ -89,6 +89,11 @@ def check_images(images: Any) -> Sequence[Any]:
         raise ValueError(
             "Expected a list of images, got None. X=None is accepted by `fit` only."
         )
+    if isinstance(images, (str, bytes, os.PathLike)) and os.path.isdir(images):
+        raise ValueError(
+            f"Expected a list of images, got the folder {os.fspath(images)!r}. List "
+            "its images: list_images(folder)."
+        )
     if isinstance(images, (str, bytes, os.PathLike)) or is_pil(images):
         raise ValueError(
             f"Expected a list of images, got one {_name(images)}. "
@@ -97,10 +102,13 @@ def check_images(images: Any) -> Sequence[Any]:
     if isinstance(images, np.ndarray):
         images = _check_array_of_images(images)
     elif hasattr(images, "columns"):
-        raise TypeError(
-            "Expected a list of images, got a DataFrame. Pass the column that holds "
-            "the paths: X['path']."
-        )
+        if len(images.columns) != 1:
+            names = list(images.columns)
+            raise TypeError(
+                f"Expected a list of images, got a DataFrame with the columns {names}. "
+                "Pass the one that holds the paths, such as X['path'] or X[['path']]."
+            )
+        images = list(images[images.columns[0]])
     elif not isinstance(images, Sequence):
         if not isinstance(images, Iterable) or isinstance(images, (dict, set)):
             raise TypeError(
@@ -122,6 +130,8 @@ def _check_array_of_images(images: np.ndarray) -> Sequence[Any]:
     if images.ndim == 1 and images.dtype.kind in "OU":
         return images.tolist()
     if images.ndim == 2 and images.dtype.kind in "OUS":
+        if images.shape[1] == 1:
+            return _check_array_of_images(images[:, 0])
         raise ValueError(
             f"Expected a list of images, got a table of shape {images.shape}. Pass the "
             "column that holds the paths: X[:, 0]."

@@ -202,7 +202,8 @@ class TestCheckImages:
             (Image.new("RGB", (4, 4)), ValueError, "Wrap it in a list"),
             (RAMP, ValueError, "Wrap it in a list"),
             (RAMP[:, :, 0], ValueError, "Wrap it in a list"),
-            (np.array([["a.png"], ["b.png"]]), ValueError, r"X\[:, 0\]"),
+            (".", ValueError, r"got the folder '\.'\. List its images: list_images"),
+            (np.array([["a.png", "1"]]), ValueError, r"X\[:, 0\]"),
             (np.zeros(5), ValueError, "n, height, width"),
             (np.zeros((2, 2, 2, 2, 2)), ValueError, "n, height, width"),
             (None, ValueError, "got None"),
@@ -218,10 +219,13 @@ class TestCheckImages:
 
     def test_data_frame(self) -> None:
         pd = pytest.importorskip("pandas")
-        frame = pd.DataFrame({"path": ["a.png", "b.png"]})
-        with pytest.raises(TypeError, match="Pass the column"):
+        frame = pd.DataFrame({"path": ["a.png", "b.png"], "line": [1, 2]})
+        with pytest.raises(
+            TypeError, match=r"columns \['path', 'line'\]. Pass the one"
+        ):
             check_images(frame)
-        assert list(check_images(frame["path"])) == ["a.png", "b.png"]
+        for column in (frame["path"], frame[["path"]], frame[["path"]].to_numpy()):
+            assert list(check_images(column)) == ["a.png", "b.png"]
 
     def test_stack_of_images(self) -> None:
         assert len(check_images(np.stack([RAMP, RAMP]))) == 2

@@ -204,10 +204,9 @@ def _load(path: str) -> Any:
         # Any code can be in such a file; --help says so.
         detector = joblib.load(path)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UsageError(
-            f"--load {path}: is not a file of --save ({reason})"
-        ) from error
+        # What joblib says of a file of another kind is the number of a byte.
+        reason = "" if isinstance(error, LookupError) else f": {error}"
+        raise UsageError(f"--load {path}: is not a file of --save{reason}") from error
     try:
         check_detector(detector)
     except (TypeError, ValueError) as error:

@@ -39,7 +39,7 @@ from clipad_sklearn._cli.arguments import ScoreSettings
 from clipad_sklearn._cli.main import main
 from clipad_sklearn._cli.output import UsageError, writing
 from clipad_sklearn._cli.photos import find_photos
-from clipad_sklearn._cli.table import make_rows
+from clipad_sklearn._cli.table import make_rows, write_rows
 from clipad_sklearn._prompts import PRESETS
 from clipad_sklearn.datasets import make_defect_images
 from clipad_sklearn.metrics import auroc
@@ -454,6 +454,39 @@ def test_spreadsheet(few: Path, tmp_path: Path) -> None:
     cells = openpyxl.load_workbook(out).active["A5"]
     assert cells.data_type == "s"  # and no formula
     assert cells.value.endswith("=1+1.png")
+
+
+def test_spreadsheet_has_the_regions(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    rows = make_rows(["a.png", "b.png"], np.array([1.0, 2.0]), 0.0)
+    region = {"top": 1, "left": 2, "bottom": 3, "right": 4, "area": 4}
+    rows[0]["regions"] = [region | {"peak": 1 / 3, "mean": 0.25}]
+    write_rows(str(tmp_path / "scores.xlsx"), rows)
+    book = openpyxl.load_workbook(tmp_path / "scores.xlsx")
+    assert book.sheetnames == ["scores", "regions"]
+    assert list(book["regions"].values)[1:] == [
+        ("a.png", 1, 2, 3, 4, 4, 0.333333, 0.25)
+    ]
+
+
+@pytest.mark.filterwarnings("default:max_false_alarm=:UserWarning")  # too few
+def test_a_promise_is_saved_for_its_threshold_only(
+    folder: Path, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    saved = str(tmp_path / "detector.joblib")
+    given = ["--calibrate", str(few), "--max-false-alarm", "0.3", "--save", saved]
+    assert main(["score", str(folder), *TINY, *given]) == 0
+    promise = "Promise, on average: at most 25 % of new good photos"
+    assert promise in capsys.readouterr().out
+    assert main(["score", str(folder), "--load", saved]) == 0
+    assert promise in capsys.readouterr().out
+    detector = joblib.load(saved)
+    detector[-1].offset_ += 1.0
+    joblib.dump(detector, saved)
+    assert main(["score", str(folder), "--load", saved]) == 0
+    out = capsys.readouterr().out
+    assert "Threshold of the saved detector: 3 good photos" in out
+    assert "Promise" not in out
 
 
 @pytest.mark.filterwarnings("default:max_false_alarm=:UserWarning")  # too few
