@@ -220,9 +220,7 @@ class TestCheckImages:
     def test_data_frame(self) -> None:
         pd = pytest.importorskip("pandas")
         frame = pd.DataFrame({"path": ["a.png", "b.png"], "line": [1, 2]})
-        with pytest.raises(
-            TypeError, match=r"columns \['path', 'line'\]. Pass the one"
-        ):
+        with pytest.raises(TypeError, match=r"'line'\]\. Pass the one"):
             check_images(frame)
         for column in (frame["path"], frame[["path"]], frame[["path"]].to_numpy()):
             assert list(check_images(column)) == ["a.png", "b.png"]

@@ -217,7 +217,7 @@ def as_markdown(
     threshold = (
         "the method's own threshold (uncalibrated for methods that use words only)"
         if rate is None
-        else f"a threshold that promises {100 * rate:g} % false alarms, from good "
+        else f"a threshold set for at most {100 * rate:g} % false alarms, from good "
         "training photos"
     )
     lines = [
@@ -226,7 +226,7 @@ def as_markdown(
         f"CLIP: {_cell(results['clip']['model_name'])}"
         + (f", {_cell(p)}" if (p := results["clip"]["pretrained"]) else "")
         + f"; weights {results['weights'][:12]}.",
-        f"{len(categories)} categories; methods with a seed: mean ± standard deviation "
+        f"{len(categories)} categor{'y' if len(categories) == 1 else 'ies'}; methods with a seed: mean ± standard deviation "
         f"of {settings['n_seeds']} seeds. In brackets: 95 % interval of "
         f"{settings['n_draws']} resamples of the images. In per cent.",
         f"False alarms and escapes: the first seed at {threshold}. In brackets: exact "

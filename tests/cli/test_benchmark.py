@@ -250,7 +250,7 @@ def test_false_alarms_and_escapes(tmp_path: Path) -> None:
     mean = rows_of(promised)["mean", "prompt"]
     check_errors(mean, np.concatenate(labels), np.concatenate(above), 0.0)
     text = (promised / "results.md").read_text()
-    assert "a threshold that promises 40 % false alarms" in text
+    assert "a threshold set for at most 40 % false alarms" in text
     assert "## false alarms by category" in text
 
 
