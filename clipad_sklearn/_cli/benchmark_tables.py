@@ -226,8 +226,8 @@ def as_markdown(
         f"CLIP: {_cell(results['clip']['model_name'])}"
         + (f", {_cell(p)}" if (p := results["clip"]["pretrained"]) else "")
         + f"; weights {results['weights'][:12]}.",
-        f"{len(categories)} categor{'y' if len(categories) == 1 else 'ies'}; methods with a seed: mean ± standard deviation "
-        f"of {settings['n_seeds']} seeds. In brackets: 95 % interval of "
+        f"Categories: {len(categories)}. Methods with a seed: mean ± standard "
+        f"deviation of {settings['n_seeds']} seeds. In brackets: 95 % interval of "
         f"{settings['n_draws']} resamples of the images. In per cent.",
         f"False alarms and escapes: the first seed at {threshold}. In brackets: exact "
         "95 % interval; over all categories that of all their photos.",
