@@ -117,7 +117,7 @@ def random_case(seed):
 
 
 def test_agreement_with_scikit_learn_on_random_cases_with_ties():
-    for seed in range(500):
+    for seed in range(150):
         is_anomalous, scores = random_case(seed)
         expected = {
             auroc: roc_auc_score(is_anomalous, scores),

@@ -236,7 +236,7 @@ class TestShortMemory:
     def test_maps(self, photos: list[np.ndarray], short_memory: list[int]) -> None:
         names = ["bolt", "nut"] * 6
         detector = SDPDetector(
-            OpenCLIP("tiny", embedding_cache=None, batch_size=2)
+            OpenCLIP("tiny", embedding_cache=None, batch_size=2), prompts="clip-ac"
         ).fit()
         expected = detector.anomaly_maps(photos, size="model", class_name=names)
         detector.set_params(clip__batch_size=12)
