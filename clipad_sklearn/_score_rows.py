@@ -16,9 +16,11 @@ from sklearn.utils.validation import check_is_fitted
 from . import metrics
 from ._clip.encoding import encode_images
 from ._clip.image_encoder import CLIPImageEncoder
+from ._clip.read_once import given, groups
 from ._clip.settings import OpenCLIP, check_clip
 from ._detectors.base import BaseDetector
 from ._detectors.class_names import last_step
+from ._detectors.fusion import images_for
 from ._errors import ImageReadError
 from ._images import image_name
 
@@ -193,6 +195,34 @@ def readable_maps(
         left = [index for index in left[n_done:] if index not in failed]
 
 
+def scores_and_maps(
+    detector: Any,
+    mapper: Any,
+    images: Sequence[Any],
+    size: Any = "image",
+    scorer: Any = None,
+) -> Iterator[tuple[int, float, np.ndarray | None, str]]:
+    """Yield position, score and map of each image, or why one of these is missing.
+
+    As `score_readable` and `readable_maps` find them, but each image is read once, and
+    what the detector found for the score makes the map. A `scorer` stands for the
+    detector, if there is one. In order, except that images
+    without a map come as they are noticed.
+    """
+    batch_size = max((clip.batch_size for clip in clips_of(detector)), default=1)
+    for start, some in groups(images, batch_size):
+        given_images = images_for(detector, some)
+        scores, _, failures = score_readable(scorer or detector, given_images)
+        for index, _, reason in failures:
+            yield start + index, np.nan, None, reason
+        failed = {index for index, _, _ in failures}
+        left = [index for index in range(len(some)) if index not in failed]
+        readable = images_for(mapper, [some[index] for index in left])
+        for position, anomaly_map, reason in readable_maps(mapper, readable, size):
+            index = left[position]
+            yield start + index, float(scores[index]), anomaly_map, reason
+
+
 def _with_not_a_number(
     values: np.ndarray, images: Sequence[Any], failures: Failures
 ) -> Failures:
@@ -204,7 +234,11 @@ def _with_not_a_number(
         "its score is not a number: the model overflows at this precision, "
         "use precision='fp32'"
     )
-    added = [(i, image_name(images[i]), reason) for i in bad.tolist() if i not in known]
+    added = [
+        (i, image_name(given(images[i])), reason)
+        for i in bad.tolist()
+        if i not in known
+    ]
     return sorted([*failures, *added]) if added else failures
 
 

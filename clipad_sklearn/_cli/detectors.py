@@ -13,11 +13,12 @@ from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from .._clip.image_encoder import CLIPImageEncoder
+from .._clip.read_once import given
 from .._clip.settings import OpenCLIP, check_clip
 from .._detectors.class_names import last_step
 from .._errors import ImageReadError
 from .._images import image_size
-from .._score_rows import Failures, check_detector, clips_of, score_readable
+from .._score_rows import check_detector, clips_of
 from .kept import is_kept
 from .methods import METHODS, Choices, fitted_detector, kept_words
 from .output import UsageError, as_usage_error, counted, say, stage, writing
@@ -153,42 +154,34 @@ def _fit_readable(detector: Any, photos: list[str], *, named: bool) -> int:
 # -- scoring -------------------------------------------------------------------
 
 
-class _TileScorer:
+class TileScorer:
     """Scores photos with a `TiledDetector`, and keeps which tile decided."""
 
     def __init__(self, detector: Any) -> None:
         self.detector = detector
         self.lowest: dict[str, int] = {}
 
-    def score_samples(self, paths: Sequence[str]) -> np.ndarray:
-        scores = self.detector.tile_scores(paths)
+    def score_samples(self, photos: Sequence[Any]) -> np.ndarray:
+        scores = self.detector.tile_scores(photos)
         self.lowest |= {
-            p: int(np.argmin(s)) for p, s in zip(paths, scores, strict=True)
+            given(p): int(np.argmin(s)) for p, s in zip(photos, scores, strict=True)
         }
         return np.array([margins.min() for margins in scores])
 
+    def deciding(self) -> dict[str, Any]:
+        """Return which tile decided for each photo.
 
-def score_photos(
-    fitted: Fitted, paths: Sequence[str]
-) -> tuple[np.ndarray, Failures, dict[str, Any]]:
-    """Return margins, failures, and with tiles the one that decided for each photo.
-
-    That is its box in pixels, or the words "whole photo".
-    """
-    if not hasattr(fitted.detector, "tile_scores"):
-        margins, _, failures = score_readable(fitted.detector, paths)
-        return margins, failures, {}
-    scorer = _TileScorer(fitted.detector)
-    margins, _, failures = score_readable(scorer, paths)
-    tiles: dict[str, Any] = {}
-    for path, index in scorer.lowest.items():
-        with contextlib.suppress(ValueError):  # gone since it was scored
-            boxes = fitted.detector.tile_boxes(image_size(path))
-            tiles[path] = "whole photo"
-            if len(boxes) > 1 and index < len(boxes):
-                sides = ("top", "left", "bottom", "right")
-                tiles[path] = dict(zip(sides, boxes[index], strict=True))
-    return margins, failures, tiles
+        That is its box in pixels, or the words "whole photo".
+        """
+        tiles: dict[str, Any] = {}
+        for path, index in self.lowest.items():
+            with contextlib.suppress(ValueError):  # gone since it was scored
+                boxes = self.detector.tile_boxes(image_size(path))
+                tiles[path] = "whole photo"
+                if len(boxes) > 1 and index < len(boxes):
+                    sides = ("top", "left", "bottom", "right")
+                    tiles[path] = dict(zip(sides, boxes[index], strict=True))
+        return tiles
 
 
 # -- files ---------------------------------------------------------------------

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .._detectors.maps import MapDetector
 from .._detectors.regions import REGION_FIELDS, anomaly_regions
 from .._files import claim_outputs
 from .._images import open_image
-from .._score_rows import readable_maps
 from .output import UsageError, as_usage_error, writing
 from .table import REGION_COLUMNS, region_rows, write_csv
 
@@ -44,38 +43,58 @@ def check_map_folder(folder: str, paths: Sequence[str], map_format: str) -> None
         raise UsageError(f"--maps {folder}: {error.strerror}") from error
 
 
-def write_maps(
-    detector: MapDetector, paths: Sequence[str], folder: str, map_format: str
-) -> tuple[list[tuple[str, str]], dict[str, list[dict[str, Any]]]]:
-    """Write a map and an overlay for each image, at its size, a legend, and regions.
+@dataclass
+class Maps:
+    """The maps that were written, each beside the place of its overlay."""
 
-    The overlays of one call share their colours: the smallest score of all images has
-    the first, the largest the last. A line goes around what is above the threshold of
-    the detector's maps, and ``regions.csv`` lists it. Returns paths and reasons of
-    images that have no overlay, and the regions of each path.
+    folder: str
+    map_format: str
+    targets: dict[str, str] = field(default_factory=dict)  # by path, without ending
+    lowest: float = np.inf
+    highest: float = -np.inf
+
+
+def write_maps(
+    paths: Sequence[str],
+    found: Iterable[tuple[int, np.ndarray | None, str]],
+    folder: str,
+    map_format: str,
+) -> Maps:
+    """Write a map for each image, at its size.
+
+    `found` has position and map of each, or None where there is none.
     """
-    if not paths:
-        return [], {}
     targets = _targets(paths, folder)
-    lowest, highest = np.inf, -np.inf
-    threshold = float(detector.pixel_offset_)
+    maps = Maps(folder, map_format)
+    with as_usage_error():
+        _claim(folder, targets, map_format)
+        for index, anomaly_map, _ in found:
+            if anomaly_map is not None:
+                _write_map(f"{targets[index]}.map.{map_format}", anomaly_map)
+                maps.targets[paths[index]] = targets[index]
+                maps.lowest = min(maps.lowest, float(anomaly_map.min()))
+                maps.highest = max(maps.highest, float(anomaly_map.max()))
+    return maps
+
+
+def write_overlays(
+    maps: Maps, threshold: float
+) -> tuple[list[tuple[str, str]], dict[str, list[dict[str, Any]]]]:
+    """Write an overlay for each map, a legend, and the regions above a threshold.
+
+    The overlays share their colours: the smallest score of all images has the first,
+    the largest the last. A line goes around what is above the threshold, and
+    ``regions.csv`` lists it. Returns paths and reasons of images that have no overlay,
+    and the regions of each path.
+    """
     failures: dict[str, str] = {}
     regions: dict[str, list[dict[str, Any]]] = {}
     with as_usage_error():
-        _claim(folder, targets, map_format)
-        for index, anomaly_map, reason in readable_maps(detector, paths):
-            if anomaly_map is None:
-                failures[paths[index]] = reason
-                continue
-            _write_map(f"{targets[index]}.map.{map_format}", anomaly_map)
-            lowest = min(lowest, float(anomaly_map.min()))
-            highest = max(highest, float(anomaly_map.max()))
-        for target, path in zip(targets, paths, strict=True):
-            if path in failures:
-                continue
+        for path, target in maps.targets.items():
             try:
-                anomaly_map = _read_map(f"{target}.map.{map_format}")
-                shade = (anomaly_map - lowest) / max(highest - lowest, 1e-12)
+                anomaly_map = _read_map(f"{target}.map.{maps.map_format}")
+                spread = max(maps.highest - maps.lowest, 1e-12)
+                shade = (anomaly_map - maps.lowest) / spread
                 overlay = _overlay(path, shade.clip(0, 1), anomaly_map > threshold)
             except MemoryError:
                 failures[path] = "its overlay needs more memory than there is"
@@ -87,10 +106,11 @@ def write_maps(
                     dict(zip(REGION_FIELDS, region, strict=True))
                     for region in anomaly_regions(anomaly_map, threshold).tolist()
                 ]
-    if len(failures) < len(paths):
-        _write_legend(os.path.join(folder, "legend.png"), lowest, highest, threshold)
+    if regions:
+        legend = os.path.join(maps.folder, "legend.png")
+        _write_legend(legend, maps.lowest, maps.highest, threshold)
         rows = [{"path": path, "regions": found} for path, found in regions.items()]
-        listed = os.path.join(folder, "regions.csv")
+        listed = os.path.join(maps.folder, "regions.csv")
         write_csv(listed, region_rows(rows), REGION_COLUMNS)
     return list(failures.items()), regions
 

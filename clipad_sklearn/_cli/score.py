@@ -7,14 +7,15 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._detectors.maps import resized
 from .._score_images import score_images
-from .._score_rows import has_margins, readable_maps
-from .detectors import Fitted, obtain_detector, save_detector, score_photos
+from .._score_rows import Failures, has_margins, score_readable, scores_and_maps
+from .detectors import Fitted, TileScorer, obtain_detector, save_detector
 from .output import (
     UsageError,
     as_usage_error,
@@ -30,6 +31,7 @@ from .threshold import Threshold, say_shift, set_threshold
 
 if TYPE_CHECKING:
     from .arguments import ScoreSettings
+    from .maps import Maps
 
 _SHOWN = 20
 _PARTITION = 1000  # photos
@@ -62,8 +64,8 @@ def run(settings: ScoreSettings) -> int:
 
     fitted = obtain_detector(settings, paths, references)
     stage(f"scoring {counted(len(paths), 'photo')}")
-    with as_usage_error():
-        margins, failures, tiles = score_photos(fitted, paths)
+    scored = _scored(settings, fitted, paths)
+    margins, failures = scored.margins, scored.failures
     _say_failures(failures)
     threshold = set_threshold(settings, fitted, good, bad, margins)
     errors = {index: reason for index, _, reason in failures}
@@ -76,9 +78,9 @@ def run(settings: ScoreSettings) -> int:
         calibration_scores=getattr(fitted.last, "calibration_scores_", None),
     )
     for row in rows:
-        if row["path"] in tiles:
-            row["tile"] = tiles[row["path"]]
-    lost, n_without_map = _write(settings, fitted, threshold, rows)
+        if row["path"] in scored.tiles:
+            row["tile"] = scored.tiles[row["path"]]
+    lost = _write(settings, fitted, threshold, rows, scored)
     if not settings.out:
         _print_rows(rows, threshold)
     _print_summary(settings, threshold, *_counts(rows), lost)
@@ -87,7 +89,85 @@ def run(settings: ScoreSettings) -> int:
     n_failures = len(failures) + threshold.n_unreadable + fitted.n_unreadable
     if lost:
         raise UsageError("\n".join(lost.values()))
-    return 1 if n_failures + n_unlisted + n_without_map else 0
+    return 1 if n_failures + n_unlisted + len(scored.without_map) else 0
+
+
+# -- scores, and maps of the same pass ------------------------------------------
+
+
+@dataclass
+class _Scored:
+    """What was found on the photos; by path, except margins and failures."""
+
+    margins: np.ndarray
+    failures: Failures
+    tiles: dict[str, Any] = field(default_factory=dict)  # which decided
+    heat_maps: dict[str, np.ndarray] = field(default_factory=dict)  # for the report
+    maps: Maps | None = None
+    without_map: list[tuple[str, str]] = field(default_factory=list)
+    lost: str = ""  # why not all maps could be written
+
+
+def _scored(settings: ScoreSettings, fitted: Fitted, paths: list[str]) -> _Scored:
+    """Score the photos; write their maps, if asked for, while each is at hand."""
+    tiled = hasattr(fitted.detector, "tile_scores")
+    scorer = TileScorer(fitted.detector) if tiled else None
+    if settings.maps or (settings.report and (settings.heat_maps or fitted.has_maps)):
+        scored = _scored_with_maps(settings, fitted, paths, scorer)
+    else:
+        with as_usage_error():
+            margins, _, failures = score_readable(scorer or fitted.detector, paths)
+        scored = _Scored(margins, failures)
+    if scorer is not None:
+        scored.tiles = scorer.deciding()
+    return scored
+
+
+def _scored_with_maps(
+    settings: ScoreSettings, fitted: Fitted, paths: list[str], scorer: Any
+) -> _Scored:
+    from .maps import write_maps
+    from .report import MAP_SIDE
+
+    mapper = fitted.map_detector()
+    if not fitted.has_maps:
+        stage("maps are of windows scored one by one, a dozen times as long")
+    small = (MAP_SIDE, MAP_SIDE)
+    scored = _Scored(np.full(len(paths), np.nan), [])
+    at_work = False
+
+    def found() -> Iterator[tuple[int, np.ndarray | None, str]]:
+        nonlocal at_work
+        at_work = True
+        size = "image" if settings.maps else small
+        for index, margin, anomaly_map, reason in scores_and_maps(
+            fitted.detector, mapper, paths, size, scorer
+        ):
+            scored.margins[index] = margin
+            if np.isnan(margin):
+                scored.failures.append((index, paths[index], reason))
+            elif anomaly_map is None:
+                scored.without_map.append((paths[index], reason))
+            elif settings.report:
+                scored.heat_maps[paths[index]] = resized(anomaly_map, small)
+            at_work = False
+            yield index, anomaly_map, reason
+            at_work = True
+        at_work = False
+
+    maps = found()
+    try:
+        if settings.maps:
+            scored.maps = write_maps(paths, maps, settings.maps, settings.map_format)
+    except UsageError as error:
+        if at_work:  # it is not the writing that failed
+            raise
+        scored.lost = str(error)
+    with as_usage_error():
+        for _ in maps:  # which nobody asked for
+            pass
+    scored.failures.sort()
+    return scored
 
 
 # -- on a cluster --------------------------------------------------------------
@@ -175,29 +255,29 @@ def _write(
     fitted: Fitted,
     threshold: Threshold,
     rows: list[dict[str, Any]],
-) -> tuple[dict[str, str], int]:
+    scored: _Scored,
+) -> dict[str, str]:
     """Write all files that were asked for.
 
     Returns which could not be written, with the errors, as one that cannot costs none
-    of the others; and of how many photos there is no map.
+    of the others.
     """
     about = _about(settings, fitted, threshold)
-    readable = sorted(row["path"] for row in rows if row["rank"] is not None)
-    failures: list[tuple[str, str]] = []
 
-    def maps(folder: str) -> None:
-        from .maps import write_maps
+    def overlays(_: str) -> None:
+        from .maps import write_overlays
 
-        if readable:
-            mapper = fitted.map_detector()
-            stage(f"writing maps of {counted(len(readable), 'photo')}" + _slow(fitted))
-            lost, regions = write_maps(mapper, readable, folder, settings.map_format)
-            failures.extend(lost)
-            if settings.out and settings.out.endswith((".json", ".xlsx")):
-                # Once more: without the regions it was there before the maps were.
-                for row in rows:
-                    row["regions"] = regions.get(row["path"], [])
-                write_rows(settings.out, rows, about)
+        if scored.maps is None or not scored.maps.targets:
+            return
+        stage(f"writing overlays of {counted(len(scored.maps.targets), 'photo')}")
+        map_threshold = float(fitted.map_detector().pixel_offset_)
+        without, regions = write_overlays(scored.maps, map_threshold)
+        scored.without_map += without
+        if settings.out and settings.out.endswith((".json", ".xlsx")):
+            # Once more: without the regions it was there before the overlays were.
+            for row in rows:
+                row["regions"] = regions.get(row["path"], [])
+            write_rows(settings.out, rows, about)
 
     writers: list[tuple[str | None, Callable[[str], Any]]] = [
         (settings.out, lambda path: write_rows(path, rows, about)),
@@ -207,9 +287,9 @@ def _write(
         ),
         (
             settings.report,
-            lambda _: _write_report(settings, fitted, threshold, rows, about),
+            lambda _: _write_report(settings, fitted, threshold, rows, about, scored),
         ),
-        (settings.maps, maps),
+        (settings.maps, overlays),
     ]
     lost: dict[str, str] = {}
     for path, write in writers:
@@ -218,15 +298,11 @@ def _write(
                 write(path)
             except UsageError as error:
                 lost[path] = str(error)
-    for path, reason in failures:
+    if settings.maps and scored.lost:
+        lost[settings.maps] = scored.lost
+    for path, reason in scored.without_map:
         say(f"no map: {path}: {reason}")
-    return lost, len(failures)
-
-
-def _slow(fitted: Fitted) -> str:
-    return (
-        "" if fitted.has_maps else ": windows scored one by one, a dozen times as long"
-    )
+    return lost
 
 
 def _about(
@@ -251,20 +327,16 @@ def _write_report(
     threshold: Threshold,
     rows: list[dict[str, Any]],
     about: dict[str, Any],
+    scored: _Scored,
 ) -> None:
-    from .report import MAP_SIDE, write_report
+    from .report import write_report
 
     assert settings.report is not None
     maps, map_threshold = None, 0.5
     readable = [row["path"] for row in rows if row["rank"] is not None]
-    if readable and (settings.heat_maps or fitted.has_maps):
-        stage(f"heat maps of {counted(len(readable), 'photo')}" + _slow(fitted))
-        mapper = fitted.map_detector()
-        with as_usage_error():
-            found = readable_maps(mapper, readable, (MAP_SIDE, MAP_SIDE))
-            by_index = {index: anomaly_map for index, anomaly_map, _ in found}
-            maps = [by_index[index] for index in range(len(readable))]
-        map_threshold = mapper.pixel_offset_
+    if scored.heat_maps:
+        maps = [scored.heat_maps.get(path) for path in readable]
+        map_threshold = fitted.map_detector().pixel_offset_
     write_report(
         settings.report,
         rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -28,6 +29,7 @@ from .kept_model import (
     text_names,
 )
 from .models import load
+from .read_once import ReadOnce, given
 
 if TYPE_CHECKING:
     from .loaded_model import LoadedModel
@@ -161,7 +163,8 @@ def encode_images(
         for index, result in enumerate(_read_all(clip, images, reader)):
             progress.update()
             if isinstance(result, ValueError):
-                failures.append((index, image_name(images[index]), str(result)))
+                name = image_name(given(images[index]))
+                failures.append((index, name, str(result)))
                 continue
             if failures and on_error == "raise":
                 continue  # only the names of further bad images matter now
@@ -189,7 +192,7 @@ def _kept_images(
     if model is None or cache is None:
         return None
     rows = np.empty((len(images), model.embedding_width), np.float32)
-    for index, image in enumerate(images):
+    for index, image in enumerate(map(given, images)):
         if not isinstance(image, (str, os.PathLike)):
             return None
         try:
@@ -213,19 +216,19 @@ def pixel_batches(
     After an image that cannot be read, the rest is only read to name all of them,
     by their `positions`, where these are not simply counted.
     """
-    transform = load(clip).transform(clip.resize)
-
-    def of_image(image: Any) -> tuple[Any, tuple[int, int], None]:
-        return transform(image), (image.height, image.width), None
-
-    def read(image: Any) -> tuple[Any, tuple[int, int], None] | ValueError:
-        try:
-            return open_image(image, of_image)
-        except ValueError as error:
-            return _alone(error)
-
-    for pixels, sizes, _ in _batches(clip, images, read, positions):
+    reader = _ImageReader(load(clip), clip.resize, None)
+    for pixels, sizes, _ in _batches(clip, images, reader.read, positions):
         yield pixels, sizes
+
+
+def unreadable(clip: OpenCLIP, images: Sequence[Any]) -> list[tuple[int, str, str]]:
+    """Return position, name and reason of images that cannot be read."""
+    try:
+        for _ in pixel_batches(clip, images):
+            pass
+    except ImageReadError as error:
+        return error.failures
+    return []
 
 
 def keyed_pixel_batches(
@@ -275,7 +278,8 @@ def _batches(
                 if batch:
                     yield stack()
                 position = index if positions is None else int(positions[index])
-                failures.append((position, image_name(images[index]), str(result)))
+                name = image_name(given(images[index]))
+                failures.append((position, name, str(result)))
             elif not failures:
                 batch.append(result)
                 if len(batch) == clip.batch_size:
@@ -314,6 +318,7 @@ class _ImageReader:
         self, model: LoadedModel, resize: str, cache: EmbeddingCache | None
     ) -> None:
         self.transform = model.transform(resize)
+        self.pixels = (id(model), resize)  # by which an image keeps them
         self.cache = cache
         self.salt = ""
         if cache is not None:
@@ -321,12 +326,11 @@ class _ImageReader:
 
     def __call__(self, image: Any) -> tuple[str | None, Any, Any] | ValueError:
         try:
-            with content_of(image) as content:
-                key, image = self._key(content)
+            with self._open(image) as (made, key, opened):
                 hit = {} if self.cache is None else self.cache.get_many([str(key)])
                 if hit:
                     return key, hit[str(key)], None
-                return key, None, _made(image, self.transform)
+                return key, None, self._pixels(made, opened)[0]
         except MemoryError:
             return ValueError("the image needs more memory than there is")
         except ValueError as error:
@@ -334,38 +338,48 @@ class _ImageReader:
 
     def read(self, image: Any) -> tuple[Any, tuple[int, int], str | None] | ValueError:
         """Return pixels, (height, width) and key of an image, or the error it gives."""
-
-        def of_image(image: Any) -> tuple[Any, tuple[int, int]]:
-            return self.transform(image), (image.height, image.width)
-
         try:
-            with content_of(image) as content:
-                key, image = self._key(content)
-                return *_made(image, of_image), key
+            with self._open(image) as (made, key, opened):
+                return *self._pixels(made, opened), key
         except MemoryError:
             return ValueError("the image needs more memory than there is")
         except ValueError as error:
             return _alone(error)
 
-    def _key(self, image: Any) -> tuple[str | None, Any]:
-        """Return the key of an image or of the bytes of its file, and what it is of."""
-        content = image
-        if not isinstance(image, bytes):
-            image = open_image(image)
-            content = f"{image.size}".encode() + image.tobytes()
-        if self.cache is None:
-            return None, image
-        return _image_key(content, self.salt), image
+    @contextlib.contextmanager
+    def _open(self, image: Any) -> Iterator[tuple[dict[Any, Any], str | None, Any]]:
+        """Yield what was made of an image, its key, and it or the bytes of its file."""
+        made = image.made if isinstance(image, ReadOnce) else {}
+        has_key = self.cache is None or self.salt in made
+        if has_key and self.pixels in made:
+            yield made, made.get(self.salt), None
+            return
+        with content_of(given(image)) as content:
+            is_file = isinstance(content, bytes)
+            opened = content if is_file else open_image(content)
+            if not has_key:
+                if not is_file:
+                    content = f"{opened.size}".encode() + opened.tobytes()
+                made[self.salt] = _image_key(content, self.salt)
+            yield made, made.get(self.salt), opened
+
+    def _pixels(self, made: dict[Any, Any], opened: Any) -> tuple[Any, tuple[int, int]]:
+        """Return pixels, and (height, width), of an image."""
+
+        def of_image(image: Any) -> tuple[Any, tuple[int, int]]:
+            return self.transform(image), (image.height, image.width)
+
+        if self.pixels not in made:
+            is_file = isinstance(opened, bytes)
+            made[self.pixels] = (
+                open_image(opened, of_image) if is_file else of_image(opened)
+            )
+        return made[self.pixels]
 
 
 def _alone(error: ValueError) -> ValueError:
     """Return an error without its traceback, which holds what was read."""
     return ValueError(str(error))
-
-
-def _made(image: Any, then: Callable[[Any], Any]) -> Any:
-    """Return what `then` makes of an image, or of one in the bytes of a file."""
-    return open_image(image, then) if isinstance(image, bytes) else then(image)
 
 
 def _check_texts(texts: Sequence[str]) -> list[str]:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from scipy.special import expit, log_expit, logit, logsumexp
 from sklearn.base import BaseEstimator, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch, Tags, get_tags
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import _BaseComposition, available_if
 from sklearn.utils.validation import check_is_fitted
 
+from .._clip import read_once
+from .._clip.encoding import unreadable
+from .._clip.image_encoder import CLIPImageEncoder
+from .._clip.read_once import given
+from .._clip.settings import check_clip
+from .._errors import ImageReadError
+from .._images import check_images
 from .._validation import all_or_nothing
 from .base import ClassNameDetector
 from .calibration import are_references
@@ -20,9 +29,12 @@ from .class_names import (
     check_needs_no_labels,
     fit_named,
     keyword_for,
+    names_of_images,
     score_named,
 )
+from .maps import MapDetector
 from .references import center_and_spread
+from .tiles import Tiles
 
 _METHODS = ("mean", "max", "harmonic", "logit_mean", "standardized")
 # Maps are kept this far from 0 and 1 before they are combined as probabilities.
@@ -114,9 +126,11 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
     as p_i. ``"standardized"`` combines them as ``"logit_mean"`` does: maps are on a
     fixed scale already.
 
-    Each member reads the images that it is given. Members with the same CLIP share
-    embeddings through its embedding cache, so that an image is encoded once for all of
-    them; maps need passes of their own.
+    To be scored, images are read once for all members that share a CLIP, and through
+    its embedding cache encoded once for those that look at embeddings. In `fit`, and
+    for members that look at tiles, each reads its own.
+
+    Anomaly maps are there if every member gives them.
 
     References
     ----------
@@ -297,9 +311,52 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
             return np.log(weights[kept] / weights[kept].sum())
 
     def _member_margins(self, X: Any, class_name: Any) -> np.ndarray:
-        return np.stack(
-            [score_named(detector, X, class_name) for detector in self.detectors_]
-        )
+        """Return the margins (n_members, n_samples) of all members."""
+
+        def work(some: Any, names: Any) -> Iterator[list[np.ndarray]]:
+            yield [
+                score_named(one, images_for(one, some), names)
+                for one in self.detectors_
+            ]
+
+        if get_tags(self).input_tags.two_d_array:
+            return np.stack(next(work(X, class_name)))
+        margins = self._in_groups(check_images(X), class_name, work)
+        return np.concatenate(list(margins), axis=1)
+
+    def _in_groups(
+        self,
+        images: Sequence[Any],
+        class_name: Any,
+        work: Callable[[Sequence[Any], Any], Iterator[Any]],
+    ) -> Iterator[Any]:
+        """Yield what `work` yields for images that are read once for all members.
+
+        Images that cannot be read are named all at once, as one detector does.
+        """
+        if isinstance(images, Tiles):  # which come one by one, too large to be kept
+            yield from work(images, class_name)
+            return
+        if class_name is not None and not isinstance(class_name, str):
+            class_name = names_of_images(class_name, len(images))
+        clips = [
+            check_clip(value)
+            for name, value in self.get_params().items()
+            if name.endswith("__clip")
+        ]
+        batch_size = max((clip.batch_size for clip in clips), default=1)
+        for start, some in read_once.groups(images, batch_size):
+            end = start + len(some)
+            names = (
+                class_name[start:end] if isinstance(class_name, list) else class_name
+            )
+            try:
+                yield from work(some, names)
+            except ImageReadError as error:
+                failures = [(start + i, name, why) for i, name, why in error.failures]
+                others = unreadable(clips[0], images[end:]) if clips else []
+                failures += [(end + i, name, why) for i, name, why in others]
+                raise ImageReadError(failures) from None
 
     def is_reference(self, X: Any) -> np.ndarray:
         """Return which images a member keeps as references.
@@ -349,117 +406,44 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
 
     # -- maps --------------------------------------------------------------------
 
-    @available_if(_has_maps)
-    def anomaly_maps(
-        self,
-        X: Any,
-        *,
-        size: str | tuple[int, int] = "image",
-        class_name: Any = None,
-    ) -> Any:
-        """Return a map of anomaly scores for each image.
+    anomaly_maps = available_if(_has_maps)(MapDetector.anomaly_maps)
+    iter_anomaly_maps = available_if(_has_maps)(MapDetector.iter_anomaly_maps)
+    predict_masks = available_if(_has_maps)(MapDetector.predict_masks)
 
-        There if every member gives maps.
-
-        Parameters
-        ----------
-        X : sequence of path, PIL.Image or array, or one array
-            The images.
-        size : "image", "model" or (int, int), default="image"
-            Height and width of the maps. ``"model"`` is for members whose models take
-            the same size.
-        class_name : str, array-like of str of shape (n_images,) or None, default=None
-            What the images show; for members that take it.
-
-        Returns
-        -------
-        list of ndarray, or ndarray of shape (n_images, height, width)
-            A list for ``size="image"``. Of dtype float32, in [0, 1]; higher is more
-            anomalous.
-        """
-        maps = list(self.iter_anomaly_maps(X, size=size, class_name=class_name))
-        return maps if isinstance(size, str) and size == "image" else np.stack(maps)
-
-    @available_if(_has_maps)
-    def iter_anomaly_maps(
-        self,
-        X: Any,
-        *,
-        size: str | tuple[int, int] = "image",
-        class_name: Any = None,
-    ) -> Iterator[np.ndarray]:
-        """Yield a map of anomaly scores for each image, in order.
-
-        There if every member gives maps; see `anomaly_maps`.
-
-        Parameters
-        ----------
-        X : sequence of path, PIL.Image or array, or one array
-            The images.
-        size : "image", "model" or (int, int), default="image"
-            Height and width of the maps.
-        class_name : str, array-like of str of shape (n_images,) or None, default=None
-            What the images show; for members that take it.
-
-        Returns
-        -------
-        iterator of ndarray of shape (height, width), dtype float32
-            Maps in [0, 1]; higher is more anomalous.
-        """
-        check_is_fitted(self)
-        if isinstance(X, Iterator):
-            X = list(X)
-        # Members check what they are given here, before the first map.
-        iterators = []
-        for detector in self.detectors_:
+    def _checked_for_maps(
+        self, X: Any, size: Any, class_name: Any
+    ) -> tuple[Sequence[Any], Any, Any]:
+        X = list(X) if isinstance(X, Iterator) else X
+        for detector in self.detectors_:  # members say what they do not take
             method = detector.iter_anomaly_maps
-            names = keyword_for(method, class_name)
-            iterators.append(method(X, size=size, **names))
-        return self._combined_maps(iterators)
+            method(X, size=size, **keyword_for(method, class_name))
+        return check_images(X), size, class_name
 
-    def _combined_maps(
-        self, iterators: list[Iterator[np.ndarray]]
+    def _iter_maps(
+        self, images: Sequence[Any], size: Any, class_name: Any
     ) -> Iterator[np.ndarray]:
-        for maps in zip(*iterators, strict=True):
-            if len({anomaly_map.shape for anomaly_map in maps}) > 1:
-                raise ValueError(
-                    "size='model': the models of the members take images of different "
-                    "sizes. Pass size='image' or size=(height, width)."
+        def work(some: Any, names: Any) -> Iterator[np.ndarray]:
+            iterators = []
+            for detector in self.detectors_:
+                method = detector.iter_anomaly_maps
+                keywords = keyword_for(method, names)
+                iterators.append(
+                    method(images_for(detector, some), size=size, **keywords)
                 )
-            p = np.stack(maps).astype(np.float64)
-            p = p.clip(_SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
-            yield expit(-self._combined(-logit(p))).astype(np.float32)
+            for maps in zip(*iterators, strict=True):
+                yield self._combined_map(maps)
 
-    @available_if(_has_maps)
-    def predict_masks(
-        self,
-        X: Any,
-        *,
-        size: str | tuple[int, int] = "image",
-        class_name: Any = None,
-    ) -> Any:
-        """Return for each image which pixels are anomalous.
+        return self._in_groups(images, class_name, work)
 
-        There if every member gives maps; see `anomaly_maps`.
-
-        Parameters
-        ----------
-        X : sequence of path, PIL.Image or array, or one array
-            The images.
-        size : "image", "model" or (int, int), default="image"
-            Height and width of the masks.
-        class_name : str, array-like of str of shape (n_images,) or None, default=None
-            What the images show; for members that take it.
-
-        Returns
-        -------
-        list of ndarray, or ndarray of shape (n_images, height, width)
-            Of dtype bool, True where the anomaly map is above `pixel_offset_`. A list
-            for ``size="image"``.
-        """
-        maps = self.iter_anomaly_maps(X, size=size, class_name=class_name)
-        masks = [anomaly_map > self.pixel_offset_ for anomaly_map in maps]
-        return masks if isinstance(size, str) and size == "image" else np.stack(masks)
+    def _combined_map(self, maps: Sequence[np.ndarray]) -> np.ndarray:
+        if len({anomaly_map.shape for anomaly_map in maps}) > 1:
+            raise ValueError(
+                "size='model': the models of the members take images of different "
+                "sizes. Pass size='image' or size=(height, width)."
+            )
+        p = np.stack(maps).astype(np.float64)
+        p = p.clip(_SMALLEST_PROBABILITY, 1 - _SMALLEST_PROBABILITY)
+        return expit(-self._combined(-logit(p))).astype(np.float32)
 
     # Not stored, because skops does not trust a Bunch unasked.
     @property
@@ -486,9 +470,25 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         try:
-            first = self._named()[0][1]
+            first = _first_step(self._named()[0][1])
         except (IndexError, TypeError, ValueError):  # `fit` says what is wrong
             return tags
         if isinstance(first, BaseEstimator):
             tags.input_tags = get_tags(first).input_tags
         return tags
+
+
+def images_for(detector: Any, images: Any) -> Any:
+    """Return images as a detector takes them: only ours know those read once."""
+    ours = (CLIPImageEncoder, MapDetector, FusionDetector)
+    if isinstance(_first_step(detector), ours) or not isinstance(images, list):
+        return images
+    return [given(image) for image in images]
+
+
+def _first_step(detector: Any) -> Any:
+    """Return what takes the input of a member."""
+    while isinstance(detector, (FrozenEstimator, Pipeline)):
+        frozen = isinstance(detector, FrozenEstimator)
+        detector = detector.estimator if frozen else detector.steps[0][1]
+    return detector

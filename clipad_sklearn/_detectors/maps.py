@@ -140,13 +140,18 @@ class MapDetector(ClassNameDetector):
             As `anomaly_maps`.
         """
         check_is_fitted(self)
+        return self._iter_maps(*self._checked_for_maps(X, size, class_name))
+
+    def _checked_for_maps(
+        self, X: Any, size: Any, class_name: Any
+    ) -> tuple[Sequence[Any], Any, Any]:
         images = self._check_images(X)
         clip = check_clip(self.clip)
         check_settings(clip)
         size = check_size(size, clip)
         if class_name is not None and not isinstance(class_name, str):
             class_name = names_of_images(class_name, len(images))
-        return self._iter_maps(clip, images, size, class_name)
+        return images, size, class_name
 
     def predict_masks(
         self,
@@ -180,11 +185,11 @@ class MapDetector(ClassNameDetector):
 
     def _iter_maps(
         self,
-        clip: OpenCLIP,
         images: Sequence[Any],
         size: str | tuple[int, int],
         class_name: str | list[str] | None,
     ) -> Iterator[np.ndarray]:
+        clip = check_clip(self.clip)
         load(clip)
         self._check_same_clip()
         for maps, image_sizes in batches(clip, images, class_name, self._model_maps):

@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options, RealNotInt, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from .._clip import read_once
 from .._clip.encoding import keyed_pixel_batches, pixel_batches
 from .._clip.models import load
 from .._clip.settings import OpenCLIP, check_clip
@@ -569,6 +570,20 @@ class ReferenceDetector(MapDetector):
         self, images: Sequence[Any]
     ) -> Iterator[tuple[np.ndarray, list[tuple[int, int]]]]:
         """Yield the patch scores of a batch, and (height, width) of each image."""
+        found = read_once.kept(images, self)
+        if found is not None:
+            yield from found
+            return
+        start = 0
+        for scores, sizes in self._new_patch_scores(images):
+            each = [(scores[i : i + 1], [size]) for i, size in enumerate(sizes)]
+            read_once.keep(images, start, self, each)
+            start += len(sizes)
+            yield scores, sizes
+
+    def _new_patch_scores(
+        self, images: Sequence[Any]
+    ) -> Iterator[tuple[np.ndarray, list[tuple[int, int]]]]:
         tower = self._tower()
         self._check_same_clip()
         matcher = self._matcher(tower.model.device)
@@ -636,7 +651,6 @@ class ReferenceDetector(MapDetector):
 
     def _iter_maps(
         self,
-        clip: OpenCLIP,
         images: Sequence[Any],
         size: str | tuple[int, int],
         class_name: str | list[str] | None,

@@ -16,6 +16,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from .._clip.models import load
+from .._clip.settings import check_clip
 from .._errors import ImageReadError
 from .._validation import all_or_nothing
 from .calibration import are_references
@@ -298,11 +299,18 @@ class TiledDetector(MapDetector):
     def clip(self) -> Any:
         """The CLIP of the detector."""
         detector = self.detector
-        return detector[0].clip if isinstance(detector, Pipeline) else detector.clip
+        while not hasattr(detector, "clip"):
+            if isinstance(detector, Pipeline):
+                detector = detector[0]
+            elif hasattr(detector, "detectors"):
+                members = (member for _, member in detector.detectors)
+                detector = next(one for one in members if not isinstance(one, str))
+            else:
+                detector = getattr(detector, "estimator", None) or detector.detector
+        return detector.clip
 
     def _iter_maps(
         self,
-        clip: Any,
         images: Sequence[Any],
         size: str | tuple[int, int],
         class_name: str | list[str] | None,
@@ -316,14 +324,14 @@ class TiledDetector(MapDetector):
             )
             return
         if size == "model":
-            size = load(clip).input_size
+            size = load(check_clip(self.clip)).input_size
         maps = self.detector_.iter_anomaly_maps(tiles, class_name=names)
         with _naming_images(tiles):
             for index, count in enumerate(tiles.counts):
                 parts = [next(maps) for _ in range(count)]
                 anomaly_map = parts[0]
                 if count > 1:
-                    image_size = tiles.sizes.pop(index)
+                    image_size = tiles.size(index)
                     boxes = self.tile_boxes(image_size)
                     anomaly_map = stitched(parts, boxes, image_size)
                 yield (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._clip import read_once
 from .._clip.encoding import pixel_batches
 from .._clip.settings import check_clip
 from .reference import SPREADS, ReferenceDetector, check_layers, deviation_of, scale_of
@@ -142,6 +143,19 @@ class TiledReferences(ReferenceDetector):
                     pixels, sizes, count = [], [], next(counts, 0)
 
     def _iter_patch_scores(
+        self, images: Any
+    ) -> Iterator[tuple[np.ndarray, list[tuple[int, int]]]]:
+        """Yield the patch scores of the tiles of a photo, and their sizes."""
+        photos = images.images
+        found = read_once.kept(photos, self)
+        if found is not None:
+            yield from found
+            return
+        for number, scores_and_sizes in enumerate(self._new_patch_scores(images)):
+            read_once.keep(photos, number, self, [scores_and_sizes])
+            yield scores_and_sizes
+
+    def _new_patch_scores(
         self, images: Any
     ) -> Iterator[tuple[np.ndarray, list[tuple[int, int]]]]:
         import torch

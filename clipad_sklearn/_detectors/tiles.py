@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .._clip.read_once import given
 from .._images import image_size, open_image
 
 # Top, left, bottom and right of a tile, in pixels.
@@ -82,7 +83,7 @@ class Tiles(Sequence[Any]):
         if self.grid is not None:
             return [self._count(self.grid[0] * self.grid[1])] * len(self.images)
         counts = []
-        for image in self.images:
+        for image in map(given, self.images):
             try:
                 counts.append(self._count(len(self.boxes(image_size(image)))))
             except ValueError:
@@ -91,6 +92,11 @@ class Tiles(Sequence[Any]):
 
     def _count(self, n_tiles: int) -> int:
         return n_tiles + (self.whole and n_tiles > 1)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return height and width of an image, which need not be opened for it."""
+        known = self.sizes.pop(index, None)
+        return known or image_size(given(self.images[index]))
 
     def boxes(self, size: tuple[int, int]) -> list[Box]:
         """Return the boxes of the tiles of an image of (height, width)."""
@@ -102,7 +108,7 @@ class Tiles(Sequence[Any]):
         if count == 1:
             return [image]
         try:
-            opened = open_image(image)
+            opened = open_image(given(image))
         except ValueError:
             return [image] * count
         self.sizes[index] = opened.height, opened.width

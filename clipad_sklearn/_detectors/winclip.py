@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from scipy.special import expit
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
+from .._clip import read_once
 from .._clip.encoding import pixel_batches
 from .._clip.models import load
 from .._clip.settings import OpenCLIP, check_clip
@@ -22,7 +23,7 @@ from .class_names import (
     names_of_images,
     score_named,
 )
-from .maps import MapDetector, batches, upsampled
+from .maps import MapDetector, batches, sized, upsampled
 from .prompt import PromptDetector
 from .references import photo_ids
 
@@ -359,11 +360,34 @@ class WinCLIPDetector(MapDetector):
         if class_name is not None and not isinstance(class_name, str):
             class_name = names_of_images(class_name, len(images))
 
-        def margins(pixels: torch.Tensor, names: str | list[str] | None) -> np.ndarray:
-            return self._scored(pixels, names)[1]
+        maps: list[np.ndarray] = []
 
-        found = batches(clip, images, class_name, margins)
-        return np.concatenate([of_batch for of_batch, _ in found])
+        def margins(pixels: torch.Tensor, names: str | list[str] | None) -> np.ndarray:
+            of_batch, found = self._scored(pixels, names)
+            maps.extend(of_batch)
+            return found
+
+        found: list[float] = []
+        for of_batch, sizes in batches(clip, images, class_name, margins):
+            pairs = list(zip(maps, sizes, strict=True))
+            read_once.keep(images, len(found), self, pairs)
+            maps.clear()
+            found.extend(of_batch)
+        return np.array(found)
+
+    def _iter_maps(
+        self,
+        images: Sequence[Any],
+        size: str | tuple[int, int],
+        class_name: str | list[str] | None,
+    ) -> Iterator[np.ndarray]:
+        found = read_once.kept(images, self)
+        if found is None:
+            yield from super()._iter_maps(images, size, class_name)
+            return
+        input_size = _tower(check_clip(self.clip)).input_size
+        for on_grid, image_size in found:
+            yield sized(upsampled(on_grid, input_size), size, image_size)
 
     def _model_maps(
         self, pixels: torch.Tensor, class_names: str | list[str] | None

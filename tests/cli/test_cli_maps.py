@@ -22,7 +22,8 @@ from clipad_sklearn import (
     WinCLIPDetector,
 )
 from clipad_sklearn._cli.main import main
-from clipad_sklearn._cli.maps import write_maps
+from clipad_sklearn._cli.maps import write_maps, write_overlays
+from clipad_sklearn._score_rows import readable_maps
 from clipad_sklearn.datasets import make_defect_images
 
 
@@ -107,14 +108,14 @@ def test_overlay_shows_the_photo_and_a_line(tmp_path: Path) -> None:
     Image.new("RGB", (60, 40), (100, 120, 140)).save(photo)
 
     class Half:
-        pixel_offset_ = 0.5
-
         def iter_anomaly_maps(self, paths: list[str], size: str) -> list[np.ndarray]:
             anomaly_map = np.zeros((40, 60), dtype=np.float32)
             anomaly_map[:, 30:] = 1
             return [anomaly_map for _ in paths]
 
-    failures, regions = write_maps(Half(), [str(photo)], str(tmp_path / "maps"), "png")
+    found = readable_maps(Half(), [str(photo)])
+    maps = write_maps([str(photo)], found, str(tmp_path / "maps"), "png")
+    failures, regions = write_overlays(maps, 0.5)
     assert not failures
     box = {"top": 0, "left": 30, "bottom": 40, "right": 60}
     whole = box | {"area": 40 * 30, "peak": 1.0, "mean": 1.0}
@@ -226,7 +227,7 @@ def test_errors_while_running(
 def test_what_was_written_is_no_photo_and_what_was_not_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Maps among the photos, a long name, and a photo that vanishes before its map."""
+    """Maps among the photos, a long name, and photos that vanish meanwhile."""
     monkeypatch.chdir(tmp_path)
     photos = Path("photos")
     photos.mkdir()
@@ -248,16 +249,16 @@ def test_what_was_written_is_no_photo_and_what_was_not_is_kept(
         assert "4 scored" in capsys.readouterr().out
     assert len(list(photos.glob("*.overlay.png"))) == 4
 
-    from clipad_sklearn._cli import maps as module
+    from clipad_sklearn._cli import score as module
 
-    readable = module.readable_maps
+    found = module.scores_and_maps
 
-    def vanishing(detector: Any, paths: list[str]) -> Any:
-        photos.joinpath("b.png").unlink()  # before its map
-        yield from readable(detector, paths)
-        photos.joinpath("c.png").unlink()  # before its overlay
+    def vanishing(*arguments: Any) -> Any:
+        yield from found(*arguments)
+        for name in "b.png", "c.png":  # before their overlays
+            photos.joinpath(name).unlink()
 
-    monkeypatch.setattr(module, "readable_maps", vanishing)
+    monkeypatch.setattr(module, "scores_and_maps", vanishing)
     shutil.rmtree(photos / "maps", ignore_errors=True)
     assert main([*score, "--maps", "maps", "--out", "scores.csv"]) == 1
     error = capsys.readouterr().err

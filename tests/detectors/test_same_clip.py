@@ -137,6 +137,7 @@ def test_layers_that_were_loaded(
         detector.anomaly_maps(photos[:2])
 
 
+@pytest.mark.filterwarnings("ignore:This PromptDetector")
 @pytest.mark.parametrize(
     "settings", [{"image_size": 224}, {"resize": "crop"}, {"image_size": (112, 56)}]
 )
