@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -29,6 +30,10 @@ _SYSTEM_FOLDERS = frozenset(
 )
 # The list of maps and overlays in a folder.
 _OUTPUTS = ".clipad-outputs.json"
+# What names of unfinished files begin with: a kill leaves them.
+UNFINISHED = ".clipad-"
+# Linux takes a lease of a file back after this time.
+_LEASE_SECONDS = 50
 # An uncompressed photo of 16 bits at Pillow's limit of pixels.
 _LARGEST_FILE = 2**30
 
@@ -216,8 +221,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     try:
         # Pipes and devices are not even opened, which could wait or set one going.
         _check_regular(os.stat(path))
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        with open(os.open(path, flags), "rb") as file:
+        with open(_opened(path), "rb") as file:
             status = os.fstat(file.fileno())
             _check_regular(status)
             content = file.read(status.st_size + 1)
@@ -232,6 +236,20 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     if not content:
         raise ValueError("the file is empty")
     return content
+
+
+def _opened(path: str | os.PathLike[str]) -> int:
+    """Open a file without waiting for the other end, should it be a pipe by now."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    end = time.monotonic() + _LEASE_SECONDS
+    while True:
+        try:
+            return os.open(path, flags)
+        except BlockingIOError:
+            # A file server had lent it to somebody, and now asks for it back.
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 def _check_regular(status: os.stat_result) -> None:
@@ -263,7 +281,7 @@ _unfinished: set[str] = set()
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], prefix: str = ".clipad-") -> Iterator[str]:
+def replacing(path: str | os.PathLike[str], prefix: str = UNFINISHED) -> Iterator[str]:
     """Give the name of a file that takes the place of `path` when it is complete."""
     target = os.path.realpath(os.fspath(path))
     check_replaceable(target)

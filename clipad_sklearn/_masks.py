@@ -167,6 +167,8 @@ def _grey(image: Image.Image) -> np.ndarray:
     grey = pixels[..., colours].max(axis=2)
     if len(colours) < len(bands):
         alpha = pixels[..., -1]
+        if grey.min() == grey.max() and alpha.min() < alpha.max():
+            return alpha  # of one colour, what is seen is what is meant
         if alpha.max() > 0:  # zero everywhere, it is no alpha
             grey = np.where(alpha > 0, grey, 0)
     return grey

@@ -22,7 +22,7 @@ from sklearn.utils import Bunch
 from ._clip.models import load
 from ._detectors.base import BaseDetector, warn_if_one_sided
 from ._detectors.class_names import last_step
-from ._files import replacing
+from ._files import UNFINISHED, replacing
 from ._images import check_images
 from ._score_rows import (
     SCORE_COLUMNS,
@@ -40,9 +40,8 @@ from ._version import __version__
 if TYPE_CHECKING:
     from distributed import Client
 
-_MANIFEST = "_manifest.json"
 # Readers of data sets pass over names that begin with a dot or an underscore.
-_TEMPORARY = ".clipad-"
+_MANIFEST = "_manifest.json"
 # How often Dask runs a partition again that raised an error, elsewhere if it can.
 _RETRIES = 2
 # Partitions sent ahead for each thread, so that none waits and the scheduler need not
@@ -285,7 +284,7 @@ def _check_folder(folder: str, manifest: dict[str, Any]) -> bool:
             raise ValueError
     except FileNotFoundError:
         if os.path.isdir(folder) and all(
-            name.startswith(_TEMPORARY) for name in os.listdir(folder)
+            name.startswith(UNFINISHED) for name in os.listdir(folder)
         ):
             return False
         if os.path.lexists(folder):
@@ -383,7 +382,7 @@ def _digest_of(manifest: dict[str, Any]) -> str:
 
 def _temporary(digest: str) -> str:
     """What names of unfinished files of a job begin with: no one else's do."""
-    return f"{_TEMPORARY}{digest[:20]}-"
+    return f"{UNFINISHED}{digest[:20]}-"
 
 
 # -- one partition -------------------------------------------------------------

@@ -245,6 +245,11 @@ def palette_of(mask: np.ndarray, colours: list[int]) -> Image.Image:
         Image.fromarray(
             np.dstack([np.full((12, 16, 3), 255, np.uint8), MASK * np.uint8(255)])
         ),
+        # Painted in black on nothing.
+        Image.fromarray(
+            np.dstack([np.zeros((12, 16, 3), np.uint8), MASK * np.uint8(255)])
+        ),
+        Image.fromarray(np.dstack([MASK * np.uint8(0), MASK * np.uint8(200)])),
     ],
 )
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,32 @@ def test_a_link_that_leads_nowhere_is_an_error_of_its_own(tmp_path: Path) -> Non
     assert found(tmp_path) == ["1.png", "2.png"]
     with pytest.raises(ValueError, match="a link to a file that is not there"):
         read_bytes(tmp_path / "2.png")
+
+
+LEASE = """
+import fcntl, os, signal, sys, time
+def give_back(*_):
+    time.sleep(0.3)
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    sys.exit()
+signal.signal(signal.SIGIO, give_back)
+file = os.open(sys.argv[1], os.O_RDWR)
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print("lent", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs leases of files")
+def test_a_file_that_a_server_has_lent_out(tmp_path: Path) -> None:
+    """As Samba lends files to those who have them open."""
+    make(tmp_path, "1.png")
+    with subprocess.Popen(
+        [sys.executable, "-c", LEASE, tmp_path / "1.png"], stdout=subprocess.PIPE
+    ) as process:
+        if process.stdout.readline() != b"lent\n":
+            pytest.skip("no leases on this file system")
+        assert read_bytes(tmp_path / "1.png").startswith(b"\x89PNG")
 
 
 def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:

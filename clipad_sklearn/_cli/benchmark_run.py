@@ -20,6 +20,7 @@ from sklearn.utils import Bunch
 from .. import metrics
 from .._clip.settings import OpenCLIP
 from .._detectors.calibration import calibrate_threshold
+from .._files import UNFINISHED
 from .._images import image_size
 from .._masks import mask_pixels, resized_mask
 from .._prompts import random_word_prompts
@@ -440,7 +441,10 @@ def _settings_of(out: Path) -> dict[str, Any] | None:
         except (ValueError, TypeError, KeyError):
             raise UsageError(f"{path}: was not written by `clipad benchmark`") from None
         return found
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # A run that was killed may have left what it had not finished.
+    if out.exists() and not (
+        out.is_dir() and all(path.name.startswith(UNFINISHED) for path in out.iterdir())
+    ):
         raise UsageError(f"{out}: is not empty and holds no benchmark")
     return None
 
@@ -468,8 +472,10 @@ def _claim(out: Path, described: dict[str, Any]) -> None:
             + (f" ({inner})" if inner else "")
             + "; name another folder with --out"
         )
-    (out / "parts").mkdir(parents=True, exist_ok=True)
+    # In this order, so that a run that is killed between them can be resumed.
+    out.mkdir(parents=True, exist_ok=True)
     _write(out / "settings.json", described)
+    (out / "parts").mkdir(exist_ok=True)
 
 
 def _finished(path: Path, fingerprint: str) -> dict[str, Any] | None:

@@ -173,7 +173,13 @@ def _folder_config(folder: Path) -> dict[str, Any]:
         return config
     except FileNotFoundError:
         raise _not_found(str(folder), str(folder), f"no {CONFIG} there") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (
+        LookupError,
+        RecursionError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ValueError(
             f"{folder / CONFIG} is not a valid open_clip config ({error!r}): it needs "
             "model_cfg with vision_cfg and text_cfg."

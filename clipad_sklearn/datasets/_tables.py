@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 
 _SEPARATORS = (",", ";", "\t")
+# A first line that spreadsheets write and read.
+_NAMED_SEPARATOR = re.compile("sep=([,;\t|])")
 
 
 def read_table(path: str) -> Iterator[tuple[int, list[str]]]:
     """Yield number and fields of each line that is not empty, the header first.
 
-    Encodings are UTF-8, UTF-16 and Windows-1252, separators the comma, the semicolon
-    and the tab, line ends those of any system. Errors name the file and the line.
+    Encodings are UTF-8, UTF-16, UTF-32 and Windows-1252, separators the comma, the
+    semicolon and the tab, line ends those of any system. Errors name the file and the
+    line.
     """
     with open(path, "rb") as file:
         text = _decoded(file.read(), path)
-    lines = io.StringIO(text.replace("\r\n", "\n").replace("\r", "\n"))
+    # Such as the mark by which DOS ends a file.
+    text = text.rstrip("\x1a\0").replace("\r\n", "\n").replace("\r", "\n")
     first = text.lstrip().partition("\n")[0]
-    separator = max(_SEPARATORS, key=first.count)
-    reader = csv.reader(lines, delimiter=separator)
+    named = _NAMED_SEPARATOR.fullmatch(first)
+    unquoted = re.sub('"[^"]*"', "", first)
+    separator = named[1] if named else max(_SEPARATORS, key=unquoted.count)
+    reader = csv.reader(io.StringIO(text), delimiter=separator)
     n_fields = 0
     while True:
         try:
@@ -29,7 +36,7 @@ def read_table(path: str) -> Iterator[tuple[int, list[str]]]:
             return
         except csv.Error as error:
             raise ValueError(f"{path!r}, line {reader.line_num}: {error}.") from error
-        if not any(fields):
+        if not any(fields) or (named and not n_fields and fields[0] == "sep="):
             continue
         if not n_fields:
             n_fields = len(fields)
@@ -44,7 +51,9 @@ def read_table(path: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _decoded(content: bytes, path: str) -> str:
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        encodings = ["utf-32"]
+    elif content.startswith((b"\xff\xfe", b"\xfe\xff")):
         encodings = ["utf-16"]
     elif b"\0" in content[:4]:
         encodings = ["utf-16-be" if content[0] == 0 else "utf-16-le"]

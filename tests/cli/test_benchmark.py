@@ -461,6 +461,9 @@ def test_folder_of_other_settings_is_left_alone(
     (other / "thesis.txt").touch()
     assert main(arguments("mvtec", root, other, "prompt")) == 2
     assert "is not empty" in capsys.readouterr().err
+    # As a kill leaves it that comes before anything is written.
+    os.rename(other / "thesis.txt", other / ".clipad-0123456789abcdef")
+    assert main(arguments("mvtec", root, other, "prompt")) == 0
 
 
 def test_changed_data_are_scored_again(

@@ -210,6 +210,12 @@ class TestOddNeighbours:
         (folder / "notes \udcff.txt").write_bytes(b"")
         assert load(OpenCLIP(str(folder))).embedding_width == 128
 
+    @pytest.mark.parametrize("config", ["[" * 100_000, "[]", "", "\ufeff{}", "null"])
+    def test_a_config_that_is_none(self, config: str, folder: Path) -> None:
+        (folder / "open_clip_config.json").write_text(config, encoding="utf-8")
+        with pytest.raises(ValueError, match="not a valid open_clip config"):
+            load(OpenCLIP(str(folder)))
+
     def test_home(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(folder.parent))
         assert PromptDetector("~/clip").fit(None).n_features_in_ == 128

@@ -17,7 +17,9 @@ def text(separator: str) -> str:
     return "\n".join(separator.join(f'"{v}"' for v in row) for row in ROWS) + "\n"
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"]
+)
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_encodings_separators_and_line_ends(
@@ -33,6 +35,26 @@ def test_utf_16_without_a_mark(encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes(text(",").encode(encoding))
     assert [fields for _, fields in read_table(str(path))] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"sep=;\r\na;b,c\r\n1;2\r\n", [["a", "b,c"], ["1", "2"]]),
+        (b"\xef\xbb\xbfsep=\t\na\tb\n", [["a", "b"]]),
+        (b"sep=|\na|b\n1|2\n", [["a", "b"], ["1", "2"]]),
+        (b"a,b\n1,2\n\x1a", [["a", "b"], ["1", "2"]]),
+        (b'"a, b, c";d\n1;2\n', [["a, b, c", "d"], ["1", "2"]]),
+        (b'a,b\r\n"1\r\n2",3\r\n', [["a", "b"], ["1\n2", "3"]]),
+        (b'a\r"x ""y"""\r', [["a"], ['x "y"']]),
+    ],
+)
+def test_what_spreadsheets_add(
+    content: bytes, expected: list[list[str]], tmp_path: Path
+) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    assert [fields for _, fields in read_table(str(path))] == expected
 
 
 def test_blank_lines_and_spaces(tmp_path: Path) -> None:
