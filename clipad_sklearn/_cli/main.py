@@ -11,15 +11,20 @@ import importlib
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from .._files import remove_unfinished
+from .._fork import at_fork
 from .arguments import parse
 from .output import UsageError, print_error, printable, set_quiet, stage
 
+# From an interrupt to the end of the process, whatever it does.
+_GRACE_SECONDS = 1.5
 _BUG = "clipad: this is a bug in clipad; please report it with the traceback above"
 
 
@@ -43,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         with contextlib.suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGTERM, _terminate)
+            _end_in_time()
     try:
         return _run(argv)
     except KeyboardInterrupt as interrupt:
@@ -50,10 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
-        remove_unfinished()
-        word = "terminated" if terminated else "interrupted"
-        print_error(f"clipad: {word}")
-        status = 143 if terminated else 130
+        status = _say_end(terminated)
         if argv is None:
             # A thread may wait for a read that never ends, and Python for it.
             os._exit(status)
@@ -93,6 +96,34 @@ def _run(argv: Sequence[str] | None) -> int:
 def _close_output() -> None:
     """Let what is still to be flushed go nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say_end(terminated: bool) -> int:
+    """Clean up after an interrupt; return the exit status."""
+    remove_unfinished()
+    print_error(f"clipad: {'terminated' if terminated else 'interrupted'}")
+    return 143 if terminated else 130
+
+
+def _end_in_time() -> None:
+    """End this process soon after an interrupt, should that get nowhere.
+
+    The main thread may wait for a file server or compute; the exception may come where
+    Python ignores it, such as in a destructor.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    at_fork(in_child=lambda: signal.set_wakeup_fd(-1))
+
+    def watch() -> None:
+        number = 0
+        while number not in (signal.SIGINT, signal.SIGTERM):
+            number = os.read(reader, 1)[0]
+        time.sleep(_GRACE_SECONDS)
+        os._exit(_say_end(number == signal.SIGTERM))
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _terminate(*_: Any) -> None:

@@ -607,7 +607,7 @@ from clipad_sklearn._cli.main import main
 read = encoding.read_bytes
 def waiting(path):
     return open("few/pipe", "rb").read() if "slow" in str(path) else read(path)
-encoding.read_bytes = waiting
+_decoding.read_bytes = waiting
 sys.exit(main())
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
@@ -9,6 +10,7 @@ import resource
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -203,3 +205,25 @@ def test_an_interrupt_between_two_lines(
     assert status == expected, error
     assert "Traceback" not in error
     assert {*os.listdir()} <= {"photos", "scores.csv"}
+
+
+def test_an_interrupt_that_gets_nowhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main thread waits in a call that no exception ends."""
+
+    def before() -> None:
+        def run(settings: Any) -> int:
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(100):
+                with contextlib.suppress(KeyboardInterrupt):
+                    time.sleep(1)
+            return 0
+
+        monkeypatch.setattr("clipad_sklearn._cli.score.run", run)
+
+    start = time.monotonic()
+    status, _, error = in_a_process(["score", "photos"], before)
+    assert status == 143
+    assert error.endswith("clipad: terminated\n")
+    assert time.monotonic() - start < 10
