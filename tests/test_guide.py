@@ -12,7 +12,12 @@ from PIL import Image
 from sklearn.pipeline import make_pipeline
 
 import clipad_sklearn
-from clipad_sklearn import CLIPImageEncoder, RandomWordDetector, list_images
+from clipad_sklearn import (
+    CLIPImageEncoder,
+    FeedForwardClassifier,
+    RandomWordDetector,
+    list_images,
+)
 from clipad_sklearn.datasets import make_defect_images
 
 GUIDE = Path(__file__).parent.parent / "docs" / "guide"
@@ -39,6 +44,7 @@ def names(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib").use("Agg")
     # Far fewer than the default: enough to see that it runs.
     monkeypatch.setitem(RandomWordDetector.__init__.__kwdefaults__, "n_pairs", 20)
+    monkeypatch.setitem(FeedForwardClassifier.__init__.__kwdefaults__, "min_steps", 20)
     data = make_defect_images(24, size=64, random_state=0)
     for folder, images in (("photos", data.images), ("good", GOOD_PHOTOS)):
         Path(folder).mkdir()
