@@ -295,6 +295,13 @@ def test_threshold_is_rounded_where_no_verdict_changes(
     open_page(browser, tmp_path / "near.html")
     shown = float(browser.find_element("id", "threshold").get_property("value"))
     assert [m < shown for m in margins] == [m < near for m in margins]
+    # One that is a photo's own margin reads well too.
+    for margin in margins[:4]:
+        set_value(browser, "threshold", margin)
+        text = browser.execute_script("return String(readable(threshold))")
+        assert len(text) <= 7
+        assert [m < float(text) for m in margins] == [m < margin for m in margins]
+    set_value(browser, "threshold", near)
     assert browser.find_element("id", "counts").text.startswith("11 photos scored, 5")
 
 
