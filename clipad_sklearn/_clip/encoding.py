@@ -232,12 +232,15 @@ def unreadable(clip: OpenCLIP, images: Sequence[Any]) -> list[tuple[int, str, st
 
 
 def keyed_pixel_batches(
-    clip: OpenCLIP, images: Sequence[Any]
+    clip: OpenCLIP,
+    images: Sequence[Any],
+    skipped: list[tuple[int, str, str]] | None = None,
 ) -> Iterator[tuple[Any, list[tuple[int, int]], Callable[..., None]]]:
     """Yield batches as `pixel_batches` does, and what caches their embeddings.
 
     For passes that give embeddings beside something else: ``put(rows, embeddings)``
-    takes those of some rows of the batch.
+    takes those of some rows of the batch. Images that cannot be read are added to
+    `skipped` instead of raised, if there is such a list.
     """
     model = load(clip)
     cache = open_cache(clip.embedding_cache)
@@ -250,7 +253,7 @@ def keyed_pixel_batches(
             pairs = zip(rows, embeddings, strict=True)
             cache.put_many({str(keys[row]): values for row, values in pairs})
 
-    for pixels, sizes, keys in _batches(clip, images, reader.read):
+    for pixels, sizes, keys in _batches(clip, images, reader.read, skipped=skipped):
         yield pixels, sizes, functools.partial(put, keys)
 
 
@@ -259,11 +262,12 @@ def _batches(
     images: Sequence[Any],
     read: Callable[[Any], Any],
     positions: Sequence[int] | np.ndarray | None = None,
+    skipped: list[tuple[int, str, str]] | None = None,
 ) -> Iterator[tuple[Any, list[tuple[int, int]], list[str | None]]]:
     """Yield stacked pixels, sizes and keys of the images that `read` makes these of."""
     import torch
 
-    failures: list[tuple[int, str, str]] = []
+    failures = [] if skipped is None else skipped
     batch: list[tuple[Any, tuple[int, int], str | None]] = []
 
     def stack() -> tuple[Any, list[tuple[int, int]], list[str | None]]:
@@ -275,17 +279,17 @@ def _batches(
         for index, result in enumerate(_read_all(clip, images, read)):
             progress.update()
             if isinstance(result, ValueError):
-                if batch:
+                if batch and skipped is None:
                     yield stack()
                 position = index if positions is None else int(positions[index])
                 name = image_name(given(images[index]))
                 failures.append((position, name, str(result)))
-            elif not failures:
+            elif not failures or skipped is not None:
                 batch.append(result)
                 if len(batch) == clip.batch_size:
                     yield stack()
     failures.sort()
-    if failures:
+    if failures and skipped is None:
         raise ImageReadError(failures)
     if batch:
         yield stack()

@@ -19,12 +19,14 @@ from .._clip import read_once
 from .._clip.encoding import keyed_pixel_batches, pixel_batches
 from .._clip.models import load
 from .._clip.settings import OpenCLIP, check_clip
+from .._errors import ImageReadError
 from .._validation import all_or_nothing, check_blocks
 from .base import quantile_offset
 from .maps import MapDetector, check_size, pixel_quantile, sized, upsampled
 from .patch_distances import PatchMatcher, count_neighbors
 from .patch_memory import Kept, ThinnedMatcher, thinned
 from .references import Photo, References, center_and_spread, photo_ids
+from .regions import ignored_pixels
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +90,16 @@ class ReferenceDetector(MapDetector):
         far from each other, so that memory and time of a score do not grow with the
         references. For ``location="anywhere"`` and ``n_neighbors=1``, because kept
         patches have no place and say nothing of how many photos show the like.
+    ignore : array-like of shape (height, width), sequence of (x, y), or None, \
+default=None
+        What of a photo does not count, as in :func:`anomaly_regions`: a mask of the
+        photos' size whose pixels are not zero there, or the corners of a polygon in
+        pixels of the photo, at least three. Where a serial number is printed, for
+        example. Patches of which it covers half or more have no part in scores, and
+        maps are 0 there. References may still show there what is normal elsewhere.
+    on_error : {"raise", "skip"}, default="raise"
+        What `fit` does with photos that cannot be read: raise an error that names all
+        of them, or leave them out with a warning that does.
     contamination : "auto" or float, default="auto"
         ``"auto"`` sets `offset_` to 0. A number in (0, 0.5] is the share of the
         references that are called anomalous.
@@ -142,12 +154,14 @@ class ReferenceDetector(MapDetector):
     ValueError
         From `fit`, if there is no photo, if a parameter is out of range, if there is
         nothing to compare with, or if the vision tower keeps no grid of patches.
+    ImageReadError
+        From `fit`, if photos cannot be read and ``on_error="raise"``, or if none can.
 
     Warns
     -----
     UserWarning
         From `fit`, if there are fewer than 4 references, if photos are copies of
-        others, or if the share `n_neighbors` is a single photo.
+        others or cannot be read, or if the share `n_neighbors` is a single photo.
 
     See Also
     --------
@@ -224,6 +238,7 @@ class ReferenceDetector(MapDetector):
         "sigma": [Interval(Real, 0, None, closed="left")],
         "max_references": [None, Interval(Integral, 2, None, closed="left")],
         "max_patches": [None, Interval(Integral, 2, None, closed="left")],
+        "on_error": [StrOptions({"raise", "skip"})],
     }
 
     def __init__(
@@ -240,6 +255,8 @@ class ReferenceDetector(MapDetector):
         sigma: float = 4.0,
         max_references: int | None = None,
         max_patches: int | None = None,
+        ignore: Any = None,
+        on_error: str = "raise",
         contamination: float | str = "auto",
         pixel_contamination: float | str = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -255,6 +272,8 @@ class ReferenceDetector(MapDetector):
         self.sigma = sigma
         self.max_references = max_references
         self.max_patches = max_patches
+        self.ignore = ignore
+        self.on_error = on_error
         self.contamination = contamination
         self.pixel_contamination = pixel_contamination
         self.random_state = random_state
@@ -395,7 +414,11 @@ class ReferenceDetector(MapDetector):
         self.input_size_ = tower.input_size
         n_before = len(references.photos) + references.n_copies
         first: Any = None
-        for pixels, sizes, put in keyed_pixel_batches(check_clip(self.clip), images):
+        clip = check_clip(self.clip)
+        skipped: list[tuple[int, str, str]] | None = None
+        if self.on_error == "skip":
+            skipped = []
+        for pixels, sizes, put in keyed_pixel_batches(clip, images, skipped):
 
             def encode(
                 rows: list[int], pixels: Any = pixels, put: Any = put
@@ -406,10 +429,12 @@ class ReferenceDetector(MapDetector):
 
             first = pixels[:1] if first is None else first
             references.add(pixels, sizes, encode)
+        if skipped:
+            self._warn_about_skipped(skipped, len(images))
         self._keep(references)
         n = len(self.reference_ids_)
         self._set_location(n)
-        self._warn_about_references(n_before + len(images))
+        self._warn_about_references(n_before + len(images) - len(skipped or ()))
         tokens = self.reference_tokens_
         if self.max_patches is not None:
             self._thin(references.order(), tower.model.device)
@@ -445,6 +470,19 @@ class ReferenceDetector(MapDetector):
                 f"max_patches={self.max_patches!r} keeps patches of a single photo, "
                 "which has nothing left to be compared with: keep more."
             )
+
+    def _warn_about_skipped(
+        self, skipped: list[tuple[int, str, str]], n_given: int
+    ) -> None:
+        if len(skipped) == n_given:
+            raise ImageReadError(skipped)
+        named = "; ".join(f"{name}: {reason}" for _, name, reason in skipped[:10])
+        warnings.warn(
+            f"{len(skipped)} of the {n_given} photos cannot be read and are left out: "
+            f"{named}{'; ...' if len(skipped) > 10 else ''}.",
+            UserWarning,
+            stacklevel=5,
+        )
 
     def _warn_about_references(self, n_given: int) -> None:
         n = len(self.reference_ids_)
@@ -505,9 +543,12 @@ class ReferenceDetector(MapDetector):
             copies = [self._scored(tower, matcher, x)[0] for x in turned(first, 8)[1:]]
             patch_scores = np.concatenate(copies)
             self.reference_patch_scores_ = np.full_like(patch_scores[:1], np.nan)
-        self.patch_scale_ = scale_of(patch_scores)
-        self.image_scale_ = scale_of(self._image_scores(patch_scores))
-        own = self._image_scores(self.reference_patch_scores_)
+        # Those of a single reference stand for its turned copies.
+        sizes = np.resize(self.reference_sizes_, (len(patch_scores), 2)).tolist()
+        out = self._ignored_patches(sizes, patch_scores.shape[2:])
+        self.patch_scale_ = scale_of(np.moveaxis(patch_scores, 1, 3)[~out])
+        self.image_scale_ = scale_of(self._image_scores(patch_scores, sizes))
+        own = self._image_scores(self.reference_patch_scores_, sizes[:n])
         self.reference_scores_ = SPREADS - deviation_of(own, self.image_scale_)
 
     def _set_thresholds(self) -> None:
@@ -555,16 +596,46 @@ class ReferenceDetector(MapDetector):
 
     def _margins(self, X: Any, class_name: Any = None) -> np.ndarray:
         scores = [
-            self._image_scores(patch_scores)
-            for patch_scores, _ in self._iter_patch_scores(self._check_images(X))
+            self._image_scores(patch_scores, sizes)
+            for patch_scores, sizes in self._iter_patch_scores(self._check_images(X))
         ]
         return SPREADS - deviation_of(np.concatenate(scores), self.image_scale_)
 
-    def _image_scores(self, patch_scores: np.ndarray) -> np.ndarray:
-        """Return the scores (n, n_places) of photos."""
-        patches = patch_scores.reshape(*patch_scores.shape[:2], -1).astype(np.float64)
-        count = max(1, int(float(self.image_share) * patches.shape[2] + 1e-9))
-        return np.sort(patches, axis=2)[:, :, -count:].mean(axis=2)
+    def _image_scores(
+        self, patch_scores: np.ndarray, sizes: Sequence[Sequence[int]]
+    ) -> np.ndarray:
+        """Return the scores (n, n_places) of photos of some heights and widths."""
+        counted = ~self._ignored_patches(sizes, patch_scores.shape[2:])
+        scores = []
+        for patches, here in zip(patch_scores.astype(np.float64), counted, strict=True):
+            kept = np.sort(patches[:, here], axis=1)
+            count = max(1, int(float(self.image_share) * kept.shape[1] + 1e-9))
+            scores.append(kept[:, -count:].mean(axis=1))
+        return np.stack(scores)
+
+    def _ignored_patches(
+        self, sizes: Sequence[Sequence[int]], grid: tuple[int, ...]
+    ) -> np.ndarray:
+        """Return which patches (n, rows, columns) of photos do not count."""
+        result = np.zeros((len(sizes), *grid), dtype=bool)
+        if self.ignore is None:
+            return result
+        if check_clip(self.clip).resize == "crop":
+            raise ValueError(
+                "With resize='crop' patches do not cover a photo, so `ignore` has no "
+                "place there: use OpenCLIP(..., resize='squash')."
+            )
+        known: dict[tuple[int, ...], np.ndarray] = {}
+        for number, size in enumerate(map(tuple, sizes)):
+            if size not in known:
+                pixels = ignored_pixels(self.ignore, size)
+                known[size] = shrunk(pixels, (grid[0], grid[1])) >= 0.5
+            if known[size].all():
+                raise ValueError(
+                    f"`ignore` covers all patches of a photo of size {size}."
+                )
+            result[number] = known[size]
+        return result
 
     def _iter_patch_scores(
         self, images: Sequence[Any]
@@ -646,8 +717,7 @@ class ReferenceDetector(MapDetector):
         for scores, sizes in zip(
             self.reference_patch_scores_, self.reference_sizes_.tolist(), strict=True
         ):
-            anomaly_map = self._maps(scores[np.newaxis])[0]
-            yield sized(anomaly_map, size, tuple(sizes))
+            yield self._map(scores, tuple(sizes), size)
 
     def _iter_maps(
         self,
@@ -657,16 +727,26 @@ class ReferenceDetector(MapDetector):
     ) -> Iterator[np.ndarray]:
         for patch_scores, sizes in self._iter_patch_scores(images):
             for scores, image_size in zip(patch_scores, sizes, strict=True):
-                anomaly_map = self._maps(scores[np.newaxis])[0]
-                yield sized(anomaly_map, size, image_size)
+                yield self._map(scores, image_size, size)
 
-    def _maps(self, patch_scores: np.ndarray) -> np.ndarray:
-        """Return maps (n, height, width) at the size of the model's input."""
-        deviation = deviation_of(patch_scores, self.patch_scale_)
-        maps = upsampled(deviation, self.input_size_)
+    def _map(
+        self,
+        patch_scores: np.ndarray,
+        image_size: tuple[int, int],
+        size: str | tuple[int, int],
+    ) -> np.ndarray:
+        """Return the map of a photo at the size that was asked for."""
+        deviation = deviation_of(patch_scores[np.newaxis], self.patch_scale_)
+        # As of the median of all, so that what is ignored leaks nowhere.
+        deviation[self._ignored_patches([image_size], patch_scores.shape[1:])] = 0
+        anomaly_map = upsampled(deviation[0], self.input_size_)
         if self.sigma > 0:
-            maps = ndimage.gaussian_filter(maps, (0, self.sigma, self.sigma))
-        return expit(maps - SPREADS)
+            anomaly_map = ndimage.gaussian_filter(anomaly_map, self.sigma)
+        anomaly_map = sized(expit(anomaly_map - SPREADS), size, image_size)
+        if self.ignore is not None:
+            pixels = ignored_pixels(self.ignore, image_size)
+            anomaly_map[shrunk(pixels, anomaly_map.shape) >= 0.5] = 0
+        return anomaly_map
 
     # -- what the parameters stand for -------------------------------------------------
 
@@ -732,6 +812,16 @@ def _on_device(arrays: Sequence[np.ndarray], device: str) -> list[torch.Tensor]:
     # torch takes no arrays that cannot be written, such as mapped files.
     writeable = [a if a.flags.writeable else a.copy() for a in arrays]
     return [torch.from_numpy(a).to(device) for a in writeable]
+
+
+def shrunk(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return which share of each cell of a grid a mask covers: (rows, columns)."""
+    from PIL import Image
+
+    if mask.shape == tuple(size):
+        return mask
+    image = Image.fromarray(mask.astype(np.float32))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BOX))
 
 
 def scale_of(scores: np.ndarray) -> np.ndarray:

@@ -115,7 +115,7 @@ def ignored_pixels(ignore: Any, size: tuple[int, ...]) -> np.ndarray:
 
 def _inside_polygon(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return the pixels whose centre lies inside, by the even-odd rule."""
-    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    y, x = (axis + 0.5 for axis in np.ogrid[: size[0], : size[1]])
     inside = np.zeros(size, dtype=bool)
     for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         if y1 == y2:

@@ -42,6 +42,11 @@ class TiledReferences(ReferenceDetector):
     # -- fit ------------------------------------------------------------------------
 
     def _learn(self, X: Any, references: References) -> None:
+        if self.ignore is not None or self.on_error != "raise":
+            raise ValueError(
+                f"on_error={self.on_error!r}, ignore={self.ignore!r}: expected 'raise' "
+                "and None inside a TiledDetector, whose tiles are no whole photos."
+            )
         tower = self._tower()
         self.layers_ = check_layers(self.layers, tower.shapes)
         self.input_size_ = tower.input_size
@@ -108,7 +113,12 @@ class TiledReferences(ReferenceDetector):
             ]
             found.append(self._scored_tiles(matcher, queries, torch.tensor([own])))
         self.patch_scale_ = scale_of(np.concatenate(found))
-        worst = np.stack([self._image_scores(scores).max(axis=0) for scores in found])
+        worst = np.stack(
+            [
+                self._image_scores(scores, [(0, 0)] * len(scores)).max(axis=0)
+                for scores in found
+            ]
+        )
         self.image_scale_ = scale_of(worst)
         self.reference_scores_ = SPREADS - deviation_of(worst, self.image_scale_)
         most = max(map(len, found))

@@ -18,7 +18,12 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
 from slow_references import center_and_spread, few_colours, patch_scores
 
-from clipad_sklearn import ImageReadError, OpenCLIP, ReferenceDetector
+from clipad_sklearn import (
+    ImageReadError,
+    OpenCLIP,
+    ReferenceDetector,
+    TiledDetector,
+)
 from clipad_sklearn._clip.embedding_cache import open_cache
 from clipad_sklearn._clip.models import load
 from clipad_sklearn._clip.patch_tokens import PatchTower, turned
@@ -357,6 +362,7 @@ def test_an_unreadable_photo_is_named(good: list[Any], tmp_path: Path) -> None:
         ("sigma", [-1]),
         ("max_references", [0, 1, 2.5]),
         ("max_patches", [0, 1, 2.5]),
+        ("on_error", ["nan", "ignore", None]),
         ("contamination", [0, 0.6]),
         ("pixel_contamination", [0, 0.6]),
     ],
@@ -366,6 +372,98 @@ def test_parameters_are_checked(name: str, values: Any, good: list[Any]) -> None
         detector = ReferenceDetector("tiny", **{name: value})
         with pytest.raises(ValueError, match=f"^{name}=.*: expected"):
             detector.fit(good[:5])
+
+
+def test_unreadable_photos_are_left_out_on_demand(
+    good: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no photo")
+    bad = [str(tmp_path / "bad.png"), str(tmp_path / "missing.png")]
+    X, given = few_colours(2, seed=1), [bad[0], *good[:3], bad[1], *good[3:5]]
+    plain = ReferenceDetector("tiny").fit(good[:5])
+    for batch_size in 2, 32:
+        clip = OpenCLIP("tiny", batch_size=batch_size)
+        detector = ReferenceDetector(clip, on_error="skip")
+        with pytest.warns(
+            UserWarning, match="2 of the 7 photos cannot be read"
+        ) as said:
+            detector.fit(given)
+        assert len(said) == 1
+        assert all(name in str(said[0].message) for name in bad)
+        assert detector.reference_ids_.tolist() == plain.reference_ids_.tolist()
+        np.testing.assert_allclose(
+            detector.score_samples(X), plain.score_samples(X), atol=1e-3
+        )
+    with pytest.warns(UserWarning, match="1 of the 2 photos cannot be read"):
+        detector.partial_fit([bad[0], good[5]])
+    assert len(detector.reference_ids_) == 6
+    with pytest.raises(ImageReadError, match="2 images could not be read"):
+        clone(detector).fit(bad)
+    with pytest.raises(ImageReadError):  # it is about `fit` only
+        detector.predict(bad)
+    with pytest.raises(ValueError, match="inside a TiledDetector"):
+        TiledDetector(clone(detector)).fit(good[:4])
+
+
+# -- what does not count --------------------------------------------------------------
+
+
+def _with_spot(photo: np.ndarray, seed: int) -> np.ndarray:
+    """A photo with a number of its own, printed in the upper left."""
+    spotted = photo.copy()
+    rng = np.random.default_rng(seed)
+    spotted[:10, :12] = rng.integers(0, 256, (10, 12, 3))
+    return spotted
+
+
+@pytest.mark.parametrize("location", ["both", "anywhere"])
+def test_what_is_ignored_does_not_count(location: str, good: list[Any]) -> None:
+    photo = few_colours(1, seed=1)[0]
+    spotted = _with_spot(photo, 0)
+    mask = np.zeros((40, 48), np.uint8)
+    mask[:20, :24] = 255
+    corners = [(0, 0), (24, 0), (24, 20), (0, 20)]
+    plain = ReferenceDetector("tiny", location=location, layers=[1]).fit(good)
+    found = []
+    for ignore in mask, corners:
+        detector = clone(plain).set_params(ignore=ignore).fit(good)
+        with_spot = next(detector.iter_anomaly_maps([spotted]))
+        assert (with_spot[mask > 0] == 0).all()
+        assert (with_spot[mask == 0] > 0).all()
+        small = detector.anomaly_maps([spotted], size=(20, 24))[0]
+        assert (small[:10, :12] == 0).all()
+        np.testing.assert_array_equal(
+            detector.score_samples(good), detector.reference_scores_
+        )
+        maps = list(detector.iter_reference_maps())
+        assert (np.array(maps)[:, mask > 0] == 0).all()
+        found.append(detector.score_samples([photo, spotted]))
+    np.testing.assert_array_equal(*found)
+    # By plain loops over the patches that count.
+    patches = next(detector._iter_patch_scores([photo]))[0][0].astype(float)
+    n = patches.shape[-1]
+    counted = [(r, c) for r in range(n) for c in range(n) if r >= n / 2 or c >= n / 2]
+    count = max(1, int(0.01 * len(counted) + 1e-9))
+    scores = [np.sort([p[r, c] for r, c in counted])[-count:].mean() for p in patches]
+    if location == "anywhere":
+        (center, spread), (score,) = detector.image_scale_[0], scores
+        np.testing.assert_allclose(found[0][0], 3 - (score - center) / spread)
+    # The spot shows in the score of one that looks everywhere.
+    seen = plain.score_samples([photo, spotted])
+    assert abs(found[0][1] - found[0][0]) < abs(seen[1] - seen[0]) / 2
+
+
+def test_ignoring_cannot_fit(good: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r"ignore of shape \(4, 4\): expected a mask"):
+        ReferenceDetector("tiny", ignore=np.ones((4, 4))).fit(good)
+    with pytest.raises(ValueError, match="covers all patches"):
+        ReferenceDetector("tiny", ignore=np.ones((40, 48))).fit(good)
+    clip = OpenCLIP("tiny", resize="crop")
+    with pytest.raises(ValueError, match="With resize='crop' patches do not cover"):
+        ReferenceDetector(clip, ignore=np.eye(40, 48)).fit(good)
+    tiled = TiledDetector(ReferenceDetector("tiny", ignore=np.eye(40, 48)))
+    with pytest.raises(ValueError, match="inside a TiledDetector"):
+        tiled.fit(good[:4])
 
 
 # -- inside scikit-learn --------------------------------------------------------------
