@@ -2,10 +2,12 @@
 
 20 good and 20 defective photos of 2,000 x 2,000 pixels are generated: paper-like noise
 at several scales, and in the defective ones a dark spot of 8 pixels. First the AUROC of
-several methods on the embedded CLIP, of the whole photo and of 8 x 8 tiles. Then, with
-ViT-B-16-plus-240 and random weights, the time of n tiles and the whole against n + 1
-passes of prepared pixels, how often a file is opened, and the peak memory with more
-photos.
+several methods on the embedded CLIP, of the whole photo and of 8 x 8 tiles. Then the
+peak memory with more photos; and, with ViT-B-16-plus-240 and random weights, the time of
+n tiles and the whole of photos of 12 megapixels against n + 1 images of the model's size
+given to the same detector, and how often a file is opened::
+
+    OMP_NUM_THREADS=1 python benchmarks/tiles.py [STEP ...] [--methods NAME ...]
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 
 from clipad_sklearn import (
     CLIPImageEncoder,
     OpenCLIP,
+    PromptDetector,
     RandomWordDetector,
     ReferenceDetector,
     SDPDetector,
@@ -33,10 +37,11 @@ from clipad_sklearn import (
     WinCLIPDetector,
     metrics,
 )
-from clipad_sklearn._clip.models import load
 from clipad_sklearn._detectors import tiles as tiles_module
 
 SIDE, SPOT, GRID = 2000, 8, (8, 8)
+N_REFERENCES = 4
+STEPS = ("detection", "memory", "cost")
 
 
 def photo(seed: int, defect: bool) -> np.ndarray:
@@ -75,11 +80,13 @@ def detectors() -> dict[str, Any]:
     }
 
 
-def detection(paths: list[str], good: list[str]) -> None:
+def detection(paths: list[str], good: list[str], names: list[str]) -> None:
     y = np.arange(len(paths)) % 2
     side = f"{GRID[0]} x {GRID[1]}"
     print(f"AUROC of {len(paths)} photos, whole and {side} tiles:")
     for name, detector in detectors().items():
+        if name not in names:
+            continue
         found = []
         for tiles in ((1, 1), GRID):
             tiled = TiledDetector(detector, tiles=tiles)
@@ -90,35 +97,46 @@ def detection(paths: list[str], good: list[str]) -> None:
         print(f"  {name}: {100 * found[0]:.1f} {100 * found[1]:.1f}", flush=True)
 
 
-def cost(paths: list[str], tiles: tuple[int, int]) -> None:
+def cost(folder: Path, tiles: tuple[int, int] = (3, 4)) -> None:
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(2 + N_REFERENCES):
+        small = rng.integers(0, 256, (120, 160, 3), dtype=np.uint8)
+        paths.append(f"{folder}/{number}.jpg")
+        Image.fromarray(small).resize((4000, 3000)).save(paths[-1])
+    paths, references = paths[:2], paths[2:]
     clip = OpenCLIP("ViT-B-16-plus-240", "random", embedding_cache=None, batch_size=8)
-    tiled = TiledDetector(SDPDetector(clip), tiles=tiles).fit()
-    n_passes = len(paths) * (tiles[0] * tiles[1] + 1)
-    model = load(clip)
-    import torch
-
-    pixels = torch.randn(8, 3, *model.input_size)
-    for _ in range(2):
-        model.encode_pixels(pixels)
+    n_images = len(paths) * (tiles[0] * tiles[1] + 1)
+    images = list(rng.integers(0, 256, (n_images, 240, 240, 3), dtype=np.uint8))
     opened: list[Any] = []
     real = tiles_module.open_image
     setattr(  # noqa: B010
         tiles_module, "open_image", lambda image: opened.append(image) or real(image)
     )
-    ratios = []
-    for _ in range(3):
-        start = time.process_time()
-        tiled.score_samples(paths)
-        ours = time.process_time() - start
-        start = time.process_time()
-        for first in range(0, n_passes, 8):
-            model.encode_pixels(pixels[: min(8, n_passes - first)])
-        ratios.append(ours / (time.process_time() - start))
-    print(
-        f"{tiles[0]} x {tiles[1]} tiles and the whole of {len(paths)} photos: "
-        f"{np.median(ratios):.3f} of {n_passes} passes (CPU time); files opened "
-        f"{len(opened) / 3 / len(paths):.0f} time(s) each"
-    )
+    words = make_pipeline(CLIPImageEncoder(clip), PromptDetector(clip))
+    for name, detector, photos in (
+        ("words", words, None),
+        ("SDP", SDPDetector(clip), None),
+        (f"{N_REFERENCES} references", ReferenceDetector(clip), references),
+    ):
+        tiled = TiledDetector(detector, tiles=tiles).fit(photos)
+        alone = clone(detector).fit(None if photos is None else images[:N_REFERENCES])
+        alone.score_samples(images[-1:])
+        opened.clear()
+        ours = timed(tiled, paths)
+        theirs = timed(alone, images)
+        print(
+            f"{name}, {tiles[0]} x {tiles[1]} tiles and the whole of {len(paths)} "
+            f"photos: {ours / theirs:.3f} of {n_images} images (CPU time); files "
+            f"opened {len(opened) / len(paths):.0f} time(s) each",
+            flush=True,
+        )
+
+
+def timed(detector: Any, images: list[Any]) -> float:
+    start = time.process_time()
+    detector.score_samples(images)
+    return time.process_time() - start
 
 
 def memory(folder: Path) -> None:
@@ -129,28 +147,29 @@ def memory(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peak", nargs=2, metavar=("FOLDER", "COUNT"))
-    peak = parser.parse_args().peak
-    if peak:
-        paths = sorted(str(path) for path in Path(peak[0]).glob("*.png"))
-        paths = (paths * int(peak[1]))[: int(peak[1])]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(STEPS))
+    parser.add_argument("--methods", nargs="+", default=list(detectors()))
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        paths = sorted(str(path) for path in Path(arguments.peak[0]).glob("*.png"))
+        count = int(arguments.peak[1])
+        paths = (paths * count)[:count]
         clip = OpenCLIP("tiny", embedding_cache=None)
         TiledDetector(SDPDetector(clip), tiles=(3, 4)).fit().score_samples(paths)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
+    steps = arguments.steps or STEPS
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "png").mkdir()
-        paths = write_photos(Path(folder) / "png", 56)
-        detection(paths[:40], paths[40::2])
-        memory(Path(folder) / "png")
-        large = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
-        twelve = Image.fromarray(large).resize((4000, 3000))
-        files = []
-        for number in range(2):
-            files.append(f"{folder}/{number}.jpg")
-            twelve.save(files[-1])
-        cost(files, (3, 4))
+        if "detection" in steps:
+            paths = write_photos(Path(folder), 56)
+            detection(paths[:40], paths[40::2], arguments.methods)
+        if "memory" in steps:
+            write_photos(Path(folder), 4)
+            memory(Path(folder))
+        if "cost" in steps:
+            cost(Path(folder))
 
 
 if __name__ == "__main__":
