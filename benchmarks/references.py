@@ -51,7 +51,7 @@ from clipad_sklearn import (  # noqa: E402
 from clipad_sklearn._cli.benchmark_run import read_mask  # noqa: E402
 from clipad_sklearn._cli.methods import MUTUAL_SHARE  # noqa: E402
 from clipad_sklearn._images import open_image  # noqa: E402
-from clipad_sklearn.datasets import load_mvtec_ad  # noqa: E402
+from clipad_sklearn.datasets import load_image_folder, load_mvtec_ad  # noqa: E402
 from clipad_sklearn.metrics import auroc, pro  # noqa: E402
 
 FIGURES = TABLES / "references.json"
@@ -67,7 +67,7 @@ class Category:
     """The photos of a category, read once."""
 
     def __init__(self, root: str, name: str) -> None:
-        self.data = load_mvtec_ad(root, name)
+        self.data = tested(root, name)
         self.images = opened(self.data.images)
         self.y = self.data.target
         self.good = opened(list_images(Path(root) / name / "train" / "good"))
@@ -76,6 +76,13 @@ class Category:
         """Return `n` of the good photos."""
         order = np.random.default_rng(draw).permutation(len(self.good))[:n]
         return [self.good[i] for i in order]
+
+
+def tested(root: str, name: str) -> Any:
+    """List the test photos of a category; some have no masks."""
+    if (Path(root) / name / "ground_truth").is_dir():
+        return load_mvtec_ad(root, name)
+    return load_image_folder(Path(root) / name / "test")
 
 
 def opened(paths: list[str]) -> list[np.ndarray]:
@@ -159,7 +166,7 @@ def of_sizes(category: Category) -> Figures:
 def of_directions(root: str, names: list[str]) -> dict[str, Figures]:
     """Return the figures of all categories, which are learned from together."""
     clip = OpenCLIP("tiny")
-    data = [load_mvtec_ad(root, name) for name in names]
+    data = [tested(root, name) for name in names]
     embeddings = [CLIPImageEncoder(clip).fit_transform(part.images) for part in data]
     sources = [name.split("/")[0] for name in names]
     words = PromptDetector(clip).fit(None)

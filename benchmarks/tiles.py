@@ -1,11 +1,11 @@
 """Small defects in large photos: whole against tiled, and what tiles cost.
 
 20 good and 20 defective photos of 2,000 x 2,000 pixels are generated: paper-like noise
-at several scales, and in the defective ones a dark spot of 8 pixels. First the AUROC of
-several methods on the embedded CLIP, of the whole photo and of 8 x 8 tiles. Then the
-peak memory with more photos; and, with ViT-B-16-plus-240 and random weights, the time of
-n tiles and the whole of photos of 12 megapixels against n + 1 images of the model's size
-given to the same detector, and how often a file is opened::
+at several scales, and in the defective ones a dark spot of 8 pixels. First the AUROC
+of several methods on the embedded CLIP, of the whole photo and of 8 x 8 tiles. Then the
+peak memory with more photos; and, with ViT-B-16-plus-240 and random weights, the time
+of n tiles and the whole of photos of 12 megapixels against n + 1 images of the model's
+size given to the same detector, and how often a file is opened::
 
     OMP_NUM_THREADS=1 python benchmarks/tiles.py [STEP ...] [--methods NAME ...]
 """
