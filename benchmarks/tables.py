@@ -4,6 +4,8 @@ Every method on generated images, and on folders of real images in the layout of
 MVTec AD where they are given::
 
     python benchmarks/tables.py --real "$CLIPAD_SHARED_DATA" hazelnut
+
+With ``--methods`` only the rows of these are made, and the others stay as they are.
 """
 
 from __future__ import annotations
@@ -76,16 +78,20 @@ def _save(pixels: np.ndarray, path: Path) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def benchmark(root: Path, name: str, extra: Sequence[str], out: Path) -> None:
-    """Run all methods, and write the table of means and the one of categories."""
+def benchmark(
+    root: Path, name: str, methods: Sequence[str], extra: Sequence[str], out: Path
+) -> None:
+    """Run methods, and write the table of means and the one of categories."""
     arguments = ["--data", "mvtec", "--root", str(root), "--clip", "tiny"]
-    methods = ["--methods", ",".join(METHODS), "--shots", ",".join(map(str, SHOTS))]
+    arguments += ["--methods", ",".join(methods), *extra]
+    if "reference" in methods:
+        arguments += ["--shots", ",".join(map(str, SHOTS))]
     TABLES.mkdir(exist_ok=True)
-    clipad(["benchmark", *arguments, *methods, "--out", str(out), *extra])
+    clipad(["benchmark", *arguments, "--out", str(out)])
     with open(out / "results.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     means = [row for row in rows if row["category"] == "mean"]
-    write_table(
+    update_table(
         TABLES / f"{name}.csv",
         ["method", *TITLES.values()],
         [[row["method"], *(cell(row, m) for m in TITLES)] for row in means],
@@ -94,7 +100,7 @@ def benchmark(root: Path, name: str, extra: Sequence[str], out: Path) -> None:
     categories.remove("mean")
     names = list(dict.fromkeys(row["method"] for row in rows))
     by_pair = {(row["category"], row["method"]): row for row in rows}
-    write_table(
+    update_table(
         TABLES / f"{name}_categories.csv",
         ["method", *categories],
         [[m, *(cell(by_pair[c, m], "auroc") for c in categories)] for m in names],
@@ -114,6 +120,24 @@ def cell(row: dict[str, str], metric: str) -> str:
     return text
 
 
+def update_table(path: Path, header: list[str], body: list[list[str]]) -> None:
+    """Put rows of methods into a table, in the order of all methods."""
+    rows = {row[0]: row for row in body}
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            known, *old = csv.reader(file)
+        if known != header:
+            raise SystemExit(f"{path.name} has other columns: delete it, make all rows")
+        rows = {row[0]: row for row in old} | rows
+    order = list(METHODS)
+
+    def place(name: str) -> tuple[int, str]:
+        base = name if name in METHODS else name.rpartition("-")[0]
+        return order.index(base), name
+
+    write_table(path, header, [rows[name] for name in sorted(rows, key=place)])
+
+
 def write_table(path: Path, header: Sequence[str], body: Sequence[object]) -> None:
     """Write a table for the documentation."""
     with open(path, "w", newline="", encoding="utf-8") as file:
@@ -127,26 +151,38 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=300, help="images per category")
     parser.add_argument("--n-pairs", default="10000", help="pairs of prompts")
     parser.add_argument("--out", type=Path, help="folder to resume from and to keep")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--no-generated", action="store_true")
     parser.add_argument("--real", nargs="+", metavar=("ROOT", "CATEGORY"))
     arguments = parser.parse_args()
+    methods = arguments.methods
+    pairs = ["--n-pairs", arguments.n_pairs]
     with tempfile.TemporaryDirectory() as temporary:
         out = arguments.out or Path(temporary)
         images = out / "images"
-        if not images.exists():
-            write_generated(images, arguments.n)
-        pairs = ["--n-pairs", arguments.n_pairs]
-        benchmark(images, "generated", pairs, out / "generated")
-        results = json.loads((out / "generated" / "results.json").read_text())
-        settings = results["settings"]
-        (TABLES / "settings.txt").write_text(
-            f"Weights ``{results['weights'][:16]}``, {settings['n_pairs']:,} pairs of "
-            f"random-word prompts, {settings['n_seeds']} seeds; {arguments.n} "
-            "images in each generated category.\n"
-        )
+        if not arguments.no_generated:
+            if not images.exists():
+                write_generated(images, arguments.n)
+            benchmark(images, "generated", methods, pairs, out / "generated")
+            write_settings(out / "generated", arguments.n)
         if arguments.real:
             root, *categories = arguments.real
             extra = ["--categories", *categories] if categories else []
-            benchmark(Path(root), "real", [*pairs, *extra], out / "real")
+            benchmark(Path(root), "real", methods, [*pairs, *extra], out / "real")
+
+
+def write_settings(out: Path, n: int) -> None:
+    results = json.loads((out / "results.json").read_text())
+    settings = results["settings"]
+    text = (
+        f"Weights ``{results['weights'][:16]}``, {settings['n_pairs']:,} pairs of "
+        f"random-word prompts, {settings['n_seeds']} seeds; {n} images in each "
+        "generated category.\n"
+    )
+    path = TABLES / "settings.txt"
+    if path.exists() and path.read_text() != text:
+        print(f"Rows of other methods were made with: {path.read_text()}")
+    path.write_text(text)
 
 
 if __name__ == "__main__":
