@@ -9,10 +9,10 @@ ViT-B-16-plus-240 with random weights, the defaults of `ReferenceDetector`, CPU 
 
 Encoding is timed on a few photos. Matching takes the same time whatever the tokens are,
 so a folder is judged from random ones of one block, times the number of blocks, and the
-plain way, `torch.cdist` over pairs of photos, is timed on some of its rows. ``--memory`` reads the peak memory of scoring more
-and more photos with 200 and with 2,000 references of the embedded CLIP, each in a new
-process; the tokens of a few photos are repeated for so many. ``--threads`` compares the
-scores of one thread with those of two.
+plain way, `torch.cdist` over pairs of photos, is timed on some of them. ``--memory``
+reads the peak memory of scoring more and more photos with 200 and with 2,000 references
+of the embedded CLIP, each in a new process; the tokens of a few photos are repeated for
+so many. ``--threads`` compares the scores of one thread with those of two.
 """
 
 from __future__ import annotations
