@@ -673,19 +673,7 @@ def _add_cache(commands: Any) -> None:
 # -- benchmark -----------------------------------------------------------------
 
 
-def _add_benchmark(commands: Any) -> None:
-    parser = _add_command(
-        commands,
-        "benchmark",
-        BenchmarkSettings,
-        _check_benchmark,
-        help="measure methods on a labelled data set, or compare two such runs",
-        description="Measure methods on a labelled data set. Run again, it computes\n"
-        "only what the folder --out lacks: an interrupted benchmark resumes where it\n"
-        "stopped, and other --methods and --categories are added to those there.\n\n"
-        "  clipad benchmark --data mvtec --root mvtec_ad --out results\n"
-        "  clipad benchmark compare first/results.json second/results.json",
-        epilog="""\
+_ABOUT_BENCHMARK = """\
 layouts of --root:
   mvtec      CATEGORY/test/good, CATEGORY/test/DEFECT,
              CATEGORY/ground_truth/DEFECT
@@ -715,7 +703,22 @@ size of the model's input. Exit status 1: a category failed.
 ablations: vary an option of the protocol, each time with another --out, and
 compare. For curves over the number of pairs, the words, the templates and the
 members of fusion see examples/plot_benchmark_and_ablation.py.
-""",
+"""
+
+
+def _add_benchmark(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "benchmark",
+        BenchmarkSettings,
+        _check_benchmark,
+        help="measure methods on a labelled data set, or compare two such runs",
+        description="Measure methods on a labelled data set. Run again, it computes\n"
+        "only what the folder --out lacks: an interrupted benchmark resumes where it\n"
+        "stopped, and other --methods and --categories are added to those there.\n\n"
+        "  clipad benchmark --data mvtec --root mvtec_ad --out results\n"
+        "  clipad benchmark compare first/results.json second/results.json",
+        epilog=_ABOUT_BENCHMARK,
     )
     # `compare` is not asked for by options of its parent, so nothing is inherited.
     compare = _add_command(
