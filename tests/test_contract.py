@@ -131,3 +131,15 @@ def test_no_member_of_another_module_is_private(path: Path) -> None:
 )
 def test_private_members_are_found(source: str) -> None:
     assert len(list(foreign_members(source))) == 1
+
+
+def test_functions_are_short_and_rooms_few() -> None:
+    """Less than 90 lines for a function without its docstring; 14 modules at the top."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                start = node.body[0].end_lineno if ast.get_docstring(node) else 0
+                length = node.end_lineno - max(start, node.lineno)
+                assert length < 90, f"{path.name}, {node.name}: {length} lines"
+    private = [path for path in PACKAGE.glob("_*.py") if "__" not in path.name]
+    assert len(private) <= 14
