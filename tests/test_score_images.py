@@ -609,16 +609,16 @@ class WaitsForPipes(distributed.WorkerPlugin):
     """Makes a worker wait for slow.png, as if it came from a slow server."""
 
     def setup(self, worker: Any) -> None:
-        from clipad_sklearn._clip import encoding
+        from clipad_sklearn import _decoding
 
-        read = encoding.read_bytes
+        read = _decoding.read_bytes
 
         def waiting(path: Any) -> bytes:
             pipe = Path(path).with_name("pipe")
             named = Path(path).name == "slow.png"
             return pipe.read_bytes() if named and pipe.exists() else read(path)
 
-        encoding.read_bytes = waiting
+        _decoding.read_bytes = waiting
 
 
 @pytest.fixture

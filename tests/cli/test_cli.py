@@ -601,10 +601,10 @@ def test_what_the_user_can_put_right(
 # Reads slow.png from a pipe, as if it came from a slow server.
 WAITS_FOR_A_PIPE = """
 import sys
-from clipad_sklearn._clip import encoding
+from clipad_sklearn import _decoding
 from clipad_sklearn._cli.arguments import ScoreSettings
 from clipad_sklearn._cli.main import main
-read = encoding.read_bytes
+read = _decoding.read_bytes
 def waiting(path):
     return open("few/pipe", "rb").read() if "slow" in str(path) else read(path)
 _decoding.read_bytes = waiting
