@@ -784,8 +784,9 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--prompts",
-        choices=("clip-ac", "winclip", "clip-ad"),
-        help="of every method that has prompts (default: those of the method)",
+        metavar="PRESET",
+        help="clip-ac, winclip or clip-ad, for every method that has prompts (default: "
+        "those of the method)",
     )
     group.add_argument(
         "--template",

@@ -23,7 +23,7 @@ from .._detectors.calibration import calibrate_threshold
 from .._files import UNFINISHED
 from .._images import image_size
 from .._masks import mask_pixels, resized_mask
-from .._prompts import random_word_prompts
+from .._prompts import check_prompts, random_word_prompts
 from ..datasets import load_image_folder, load_mvtec_ad, load_sewer_ml, load_visa
 from ..metrics import PIXEL_METRICS
 from .arguments import BenchmarkSettings
@@ -334,6 +334,8 @@ def _drawn(photos: list[str], n: int, seed: int) -> list[str]:
 
 def check_protocol(settings: BenchmarkSettings) -> None:
     """Raise ValueError for prompts that cannot be made, before anything runs."""
+    if settings.prompts is not None:
+        check_prompts(settings.prompts)
     choices = choices_of(settings, None, 0)
     choices.prompts("winclip")
     words = choices.random_words()

@@ -352,6 +352,7 @@ MVTEC = "--data mvtec --root . --out out --clip tiny"
         ),
         (f"{MVTEC} --normal clean", "--normal requires --anomalous"),
         (f"{MVTEC} --template x", "'x'"),
+        (f"{MVTEC} --prompts nice", "prompts='nice': expected one of 'clip-ac'"),
         (f"{MVTEC} --n-words 5-1", "expected a form such as 1-5"),
         (
             f"{MVTEC} --word-source nowhere.txt",
