@@ -52,7 +52,7 @@ def test_every_stage_of_tiny(alias_compat: bool, photos: list[np.ndarray]) -> No
     _compare_stages(clip, photos, alias_compat, (1, 3))
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-B-16-plus-240"])
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-plus-240"])
 def test_every_stage_of_large_models(name: str, photos: list[np.ndarray]) -> None:
     clip = OpenCLIP(name, "random")
     for alias_compat in (False, True):
