@@ -109,8 +109,9 @@ def obtain_detector(
             return Fitted(detector.fit(None), clip)
         photos = list(good or paths)
         stage(
-            f"learning from {counted(len(photos), 'photo')}"
-            + (" that are good" if good else ", compared with each other")
+            f"learning from {counted(len(photos), 'good photo')}"
+            if good
+            else f"comparing {counted(len(photos), 'photo')} with each other"
         )
         n_unreadable = _fit_readable(detector, photos, named=bool(good))
     return Fitted(detector, clip, n_unreadable)
