@@ -142,7 +142,7 @@ def plain_way(folder: list[torch.Tensor], i: int) -> torch.Tensor:
 
 def memory() -> None:
     for n_references in (200, 2000):
-        for n_photos in (32, 256):
+        for n_photos in (32, 96):
             script = [sys.executable, __file__, "--peak"]
             numbers = [str(n_references), str(n_photos)]
             done = subprocess.run(
