@@ -73,6 +73,8 @@ def make_server(detector, port):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python in_a_service.py DETECTOR.joblib PORT")
     logging.basicConfig(level=logging.INFO)
     logging.captureWarnings(True)
     detector = joblib.load(sys.argv[1])  # only files that you trust

@@ -118,7 +118,13 @@ def _as_fitted(settings: ScoreSettings, fitted: Fitted) -> Threshold:
             "good photos, sets one that does."
         )
         return Threshold(value, "references", (sentence,))
-    if not ours or not is_uncalibrated(fitted.last):
+    if not ours:
+        sentence = (
+            "Threshold of the saved detector's own, which promises nothing; "
+            "--calibrate GOOD sets one that does."
+        )
+        return Threshold(value, "--load", (sentence,))
+    if not is_uncalibrated(fitted.last):
         return Threshold(value, "--load", ("Threshold of the saved detector.",))
     return Threshold(value, "none")
 
@@ -193,6 +199,10 @@ def _calibrated(
             f"Of the bad photos {escapes.n_errors} of {escapes.n_samples} escape: "
             f"between {per_cent(escapes.low)} and {per_cent(escapes.high)} of such "
             "photos (95 % interval)."
+        )
+    elif promise:
+        sentences.append(
+            "That is about false alarms; --bad measures how many anomalies escape."
         )
     return Threshold(
         offset,
