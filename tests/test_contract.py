@@ -134,7 +134,7 @@ def test_private_members_are_found(source: str) -> None:
 
 
 def test_functions_are_short_and_rooms_few() -> None:
-    """At most 90 lines for a function but for its docstring; 14 modules at the top."""
+    """Under 90 lines for a function, but for its docstring; 14 modules at the top."""
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
