@@ -63,6 +63,8 @@ def run(settings: ScoreSettings) -> int:
         return max(status, int(n_unlisted > 0))
 
     fitted = obtain_detector(settings, paths, references)
+    if fitted.clip.model_name == "tiny":
+        stage('the CLIP is "tiny", which is for trying things out, not for real work')
     stage(f"scoring {counted(len(paths), 'photo')}")
     scored = _scored(settings, fitted, paths)
     margins, failures = scored.margins, scored.failures

@@ -186,6 +186,7 @@ def test_table_on_the_terminal(folder: Path, capsys: pytest.CaptureFixture) -> N
     assert "verdict" not in out.splitlines()[0]  # without a threshold there is none
     assert err.count("uncalibrated") == 1
     assert "clipad: scoring 24 photos\n" in err
+    assert 'the CLIP is "tiny", which is for trying things out' in err
     assert main(["score", str(folder), *TINY, "--threshold", "0", "--quiet"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
