@@ -195,8 +195,10 @@ def test_table_on_the_terminal(folder: Path, capsys: pytest.CaptureFixture) -> N
     assert first[1] == ("anomalous" if first[2].startswith("-") else "normal")
 
 
-def test_fusion(few: Path, tmp_path: Path) -> None:
-    report = score(tmp_path, str(few), "--clip", "tiny", "--method", "fusion")
+@pytest.mark.parametrize("method", [[], ["--method", "fusion"]])
+def test_other_methods(method: list[str], few: Path, tmp_path: Path) -> None:
+    """The default and another; both learn from the same words, which are kept."""
+    report = score(tmp_path, str(few), "--clip", "tiny", *method)
     assert [row["rank"] for row in report["scores"]] == [1, 2, 3]
 
 
@@ -618,7 +620,9 @@ def waiting(few: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A run that waits for an image, and the other end of the pipe it reads from."""
     if not hasattr(os, "mkfifo"):
         pytest.skip("needs named pipes")
-    shutil.copy(few / "0.png", few / "slow.png")
+    # Another one each time, or a kept embedding would spare reading it.
+    pixels = np.random.default_rng().integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(few / "slow.png")
     os.mkfifo(few / "pipe")
     (few.parent / "scores.csv").write_text("an earlier result")
     arguments = ["score", "few", *TINY, "--out", "scores.csv"]
