@@ -131,7 +131,7 @@ EXPECTED_FAILURES: dict[str, dict[str, str]] = {
 
 @parametrize_with_checks(
     [
-        FeedForwardClassifier(),
+        FeedForwardClassifier((64, 64)),
         *_embedding_detectors(),
         LabelledDamageDirectionDetector(),
         CLIPImageEncoder(),

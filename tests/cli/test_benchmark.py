@@ -486,7 +486,7 @@ def test_changed_data_are_scored_again(
 
 def test_killed_and_resumed_gives_the_same_tables(tmp_path: Path) -> None:
     root = write_mvtec_ad(tmp_path / "mvtec")
-    methods = "prompt,random-word,sdp"
+    methods = "prompt,random-word"
     options = ["--n-pairs", "50"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command = [sys.executable, "-m", "clipad_sklearn"]
