@@ -206,8 +206,8 @@ def scores_and_maps(
 
     As `score_readable` and `readable_maps` find them, but each image is read once, and
     what the detector found for the score makes the map. A `scorer` stands for the
-    detector, if there is one. In order, except that images
-    without a map come as they are noticed.
+    detector, if there is one. In order, except that images without a map come as they
+    are noticed.
     """
     batch_size = max((clip.batch_size for clip in clips_of(detector)), default=1)
     for start, some in groups(images, batch_size):
