@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,18 @@ def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:  # one for all processes of the run
         folder = folder.parent
     os.environ["CLIPAD_CACHE"] = str(folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def on_processor() -> Iterator[None]:
+    """What follows in this module ignores a GPU, and so do processes that it starts.
+
+    For numbers that hold in float32 only, and for children that are forked.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
 
 
 @pytest.fixture

@@ -271,6 +271,7 @@ class TestImageEstimator:
         ):
             np.testing.assert_allclose(_output(estimator, images), expected, atol=1e-5)
 
+    @pytest.mark.usefixtures("on_processor")
     def test_subset_and_order_invariance(
         self, estimator: Any, photos: list[Any]
     ) -> None:

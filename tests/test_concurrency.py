@@ -69,6 +69,7 @@ def test_eight_threads_score_as_one(photo_files: list[str]) -> None:
         np.testing.assert_allclose(found, expected[max(0, i - 6)], atol=1e-5)
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_one_opened_image_many_times(photo_files: list[str]) -> None:
     """The threads that read ahead meet in the same object."""
     expected = UNCACHED.encode_image(photo_files[:1])
@@ -111,6 +112,7 @@ if __name__ == "__main__":
 
 
 @needs_posix
+@pytest.mark.usefixtures("on_processor")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_started_after_torch_has_computed(
     method: str, tmp_path: Path

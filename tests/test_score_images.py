@@ -44,6 +44,8 @@ from clipad_sklearn._cli.main import main
 from clipad_sklearn.datasets import make_defect_images
 from clipad_sklearn.model_selection import ZeroShotSplit
 
+pytestmark = pytest.mark.usefixtures("on_processor")
+
 parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra [dask]")
 pandas = pytest.importorskip("pandas", reason="reads the data set with pandas")
 distributed = pytest.importorskip("distributed", reason="needs the extra [dask]")
@@ -188,10 +190,11 @@ def check_rows(out: Path, detector: Pipeline, paths: list[str]) -> None:
     rows = pandas.read_parquet(out)
     assert list(rows) == COLUMNS
     assert list(rows["path"]) == paths
-    # Cosines agree to 1e-6; margins are cosines divided by the temperature.
+    # Batches differ, so cosines do by rounding; margins are cosines divided by the
+    # temperature.
     expected, temperature = detector.score_samples(paths), detector[-1].temperature
     np.testing.assert_allclose(
-        rows["margin"] * temperature, expected * temperature, rtol=0, atol=1e-6
+        rows["margin"] * temperature, expected * temperature, rtol=0, atol=3e-6
     )
     assert set(rows["error"]) == {""}
     assert not [name for name in os.listdir(out) if name.startswith(".")]

@@ -299,7 +299,7 @@ def _read_all(
     clip: OpenCLIP, images: Sequence[Any], reader: Callable[[Any], Any]
 ) -> Iterator[Any]:
     """Yield what `reader` makes of each image, in order, reading ahead."""
-    workers = clip.num_workers or min(8, os.cpu_count() or 1)
+    workers = clip.num_workers or min(16, os.cpu_count() or 1)
     ahead = clip.batch_size + workers
     pool = ThreadPoolExecutor(workers, thread_name_prefix="clipad")
     pending: list[Future[Any]] = []

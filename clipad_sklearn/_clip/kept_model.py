@@ -19,7 +19,7 @@ import numpy as np
 
 from .._version import __version__
 from .embedding_cache import EmbeddingCache, FolderCache
-from .models import n_features
+from .models import n_features, torch_device
 from .source import source_of
 
 if TYPE_CHECKING:
@@ -103,10 +103,6 @@ def unpacked(entry: np.ndarray) -> bytes:
 
 def _key(kind: type, clip: OpenCLIP) -> str | None:
     """Return what changes when another model may be meant; None if unknown."""
-    if clip.device == "auto" and (
-        os.name == "nt" or any(os.path.exists(path) for path in _GPU_FILES)
-    ):
-        return None  # only torch knows which device that is
     source = source_of(clip)
     stamps = source.stamps()
     if not any(stamps):
@@ -117,6 +113,22 @@ def _key(kind: type, clip: OpenCLIP) -> str | None:
         *(importlib.metadata.version(name) for name in ("torch", "open_clip_torch")),
         *asdict(source).values(),
         *stamps,
-        *(clip.device, clip.precision, clip.resize, clip.image_size),
+        *(_device(clip), clip.precision, clip.resize, clip.image_size),
     ]
     return "model " + hashlib.sha256(repr(settings).encode()).hexdigest()
+
+
+def _device(clip: OpenCLIP) -> str:
+    """Return the device and what it is, on which the precision "auto" depends."""
+    may_be_gpu = os.name == "nt" or any(map(os.path.exists, _GPU_FILES))
+    if clip.device in ("auto", "cpu") and not may_be_gpu:
+        return "cpu"
+    device = str(torch_device(clip))  # only torch knows which one that is
+    if not device.startswith("cuda"):
+        return device
+    import torch
+
+    try:
+        return f"{device} {torch.cuda.get_device_name(device)}"
+    except (AssertionError, RuntimeError, ValueError):
+        return device  # what is wrong with it is said when the model is loaded

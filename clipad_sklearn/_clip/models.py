@@ -46,7 +46,7 @@ def load(clip: OpenCLIP) -> LoadedModel:
             size = None
         if (key, size) not in _models:
             model = LoadedModel(
-                source_of(clip), device=_device(clip), precision=clip.precision
+                source_of(clip), device=torch_device(clip), precision=clip.precision
             )
             _native_sizes[key] = model.input_size
             if size == model.input_size:
@@ -129,13 +129,13 @@ def image_size(clip: OpenCLIP) -> tuple[int, int] | None:
 def _key(clip: OpenCLIP) -> tuple[Any, ...]:
     """Key of a loaded model; settings that make no difference make no other key."""
     source = source_of(clip)
-    device, precision = str(_device(clip)), clip.precision
+    device, precision = str(torch_device(clip)), clip.precision
     if precision == "auto" and device == "cpu":
         precision = "fp32"
     return source, source.stamps(), device, precision
 
 
-def _device(clip: OpenCLIP) -> str:
+def torch_device(clip: OpenCLIP) -> str:
     """Return the torch device that ``device`` stands for."""
     if clip.device != "auto":
         return clip.device

@@ -58,7 +58,7 @@ class OpenCLIP(BaseEstimator):
         take the size are an error. Embeddings of texts do not depend on it.
     num_workers : int or None, default=None
         Number of threads that read and resize images while the model works. None is
-        one per CPU core, at most 8.
+        one per CPU core, at most 16.
     cache_dir : str or None, default=None
         Folder for downloaded weights. None is the default of the hub's client.
     embedding_cache : {"memory"}, str, PathLike or None, default="memory"

@@ -201,12 +201,17 @@ class PatchMatcher:
 
     def leave_one_out(self, batch_size: int) -> Tensor:
         """Score the patches of each reference against all others."""
+        import torch
+
         n, orientations, rows, columns, _ = self.references[0].shape
+        upright = [tokens[:, 0] for tokens in self.references]
         kept = n * n * rows * columns if self.count(n - 1) > 1 else 0
         if orientations == 1 and kept <= _LARGEST_KEPT:
-            upright = [tokens[:, 0] for tokens in self.references]
-            return self.mean_over_blocks(upright, self._pair_distances)
-        return self.one_by_one([tokens[:, 0] for tokens in self.references], batch_size)
+            try:
+                return self.mean_over_blocks(upright, self._pair_distances)
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+        return self.one_by_one(upright, batch_size)
 
     def one_by_one(self, photos: Sequence[Tensor], batch_size: int) -> Tensor:
         """Score the patches of each reference against all others, in batches.

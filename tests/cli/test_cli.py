@@ -837,6 +837,7 @@ def test_other_files_are_counted(
     assert "left out" not in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_precision(few: Path, tmp_path: Path) -> None:
     exact, rough = (
         score(tmp_path, str(few), *TINY, "--precision", precision)

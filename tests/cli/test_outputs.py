@@ -23,6 +23,8 @@ from PIL import Image
 from clipad_sklearn import _files
 from clipad_sklearn._cli.main import main
 
+pytestmark = pytest.mark.usefixtures("on_processor")
+
 if not hasattr(os, "fork"):
     pytest.skip("needs processes as on Linux", allow_module_level=True)
 

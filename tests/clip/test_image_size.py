@@ -24,6 +24,8 @@ from clipad_sklearn import (
 from clipad_sklearn._clip.loaded_model import LoadedModel
 from clipad_sklearn._clip.models import load
 
+pytestmark = pytest.mark.usefixtures("on_processor")
+
 STOCK = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
 TOWERS: dict[str, dict[str, Any]] = {
     "stock": STOCK,

@@ -111,6 +111,7 @@ class TestLoading:
         clip = OpenCLIP("ViT-B-32", "random", embedding_cache=None)
         np.testing.assert_allclose(clip.encode_text(["a"]), first, atol=1e-6)
 
+    @pytest.mark.usefixtures("on_processor")
     def test_tiny_through_every_door(self) -> None:
         model = open_clip.create_model(f"local-dir:{TINY}", require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(

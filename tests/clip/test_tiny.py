@@ -73,6 +73,7 @@ def test_longest_default_prompt_is_not_cut(stock):
     assert (tokenizer(prompts) != 0).sum(dim=1).max() < 64
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_same_embeddings_by_every_route(stock, clip):
     model, preprocess, tokenizer = stock
     images = make_defect_images(4, size=200, random_state=0).images

@@ -18,6 +18,8 @@ from clipad_sklearn import OpenCLIP, PromptDetector
 from clipad_sklearn._cli.main import main
 from clipad_sklearn._clip.models import load
 
+pytestmark = pytest.mark.usefixtures("on_processor")
+
 TEXTS = ["a photo of a bolt", "scratched", "a photo of a bolt", "", "two  bolts!"]
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
 SIGLIP = {

@@ -351,6 +351,7 @@ def test_sdp_refuses_attention_pooling(small_clip: Callable[..., OpenCLIP]) -> N
         ),
     ],
 )
+@pytest.mark.usefixtures("on_processor")
 def test_towers_that_do_not_fit(
     vision: dict[str, Any], reason: str, small_clip: Callable[..., OpenCLIP]
 ) -> None:

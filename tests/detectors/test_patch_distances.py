@@ -155,6 +155,21 @@ def test_pairs_once_or_twice(
     )
 
 
+def test_a_folder_too_large_for_the_memory_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    matcher = PatchMatcher([_tokens(9)], (1,), ("anywhere", "same"), 0, 0.5)
+    expected = matcher.leave_one_out(4)
+
+    def refuse(*arguments: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(PatchMatcher, "_pair_distances", refuse)
+    np.testing.assert_allclose(
+        _squares(matcher.leave_one_out(4)), _squares(expected), atol=1e-5
+    )
+
+
 def test_grids_of_different_size() -> None:
     """The coarser one is enlarged; each is matched on its own."""
     fine, coarse = _tokens(3, grid=(4, 6)), _tokens(3, grid=(2, 3), seed=5)

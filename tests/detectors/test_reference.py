@@ -30,6 +30,8 @@ from clipad_sklearn._clip.patch_tokens import PatchTower, turned
 from clipad_sklearn.datasets import make_defect_images
 from clipad_sklearn.model_selection import ZeroShotSplit
 
+pytestmark = pytest.mark.usefixtures("on_processor")
+
 few_references = pytest.mark.filterwarnings("ignore:Fewer than 4 references")
 
 

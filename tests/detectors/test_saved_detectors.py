@@ -34,6 +34,8 @@ from clipad_sklearn import (
     calibrate_threshold,
 )
 
+pytestmark = pytest.mark.usefixtures("on_processor")
+
 SAVED = sorted((Path(__file__).parents[1] / "data").glob("saved_*/*.joblib"))
 
 

@@ -20,6 +20,8 @@ from clipad_sklearn._detectors.sdp import stage_ends
 from clipad_sklearn.metrics import get_scorer
 from clipad_sklearn.model_selection import ZeroShotSplit
 
+pytestmark = pytest.mark.usefixtures("on_processor")
+
 
 def _pixels(clip: OpenCLIP, images: list[np.ndarray]) -> torch.Tensor:
     transform = load(clip).transform("squash")

@@ -26,6 +26,8 @@ from clipad_sklearn._detectors.sdp_training import Training, training_loss
 from clipad_sklearn.datasets import make_defect_images
 from clipad_sklearn.metrics import auroc, get_scorer
 
+pytestmark = pytest.mark.usefixtures("on_processor")
+
 FAST = {
     "sigma": 3.0,
     "temperature": 0.2,

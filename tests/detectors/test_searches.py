@@ -123,6 +123,7 @@ class TestGridSearch:
         search.fit(photo_files, y)
         assert sum(texts) == len(distinct)
 
+    @pytest.mark.usefixtures("on_processor")
     def test_two_jobs(self, photo_files: list[str], tmp_path: Path) -> None:
         """Each process encodes a prompt or an image at most once."""
         words = RandomWordDetector(

@@ -31,6 +31,8 @@ from clipad_sklearn._detectors.winclip import harmonic_maps, window_patches
 from clipad_sklearn.metrics import get_scorer
 from clipad_sklearn.model_selection import ZeroShotSplit
 
+pytestmark = pytest.mark.usefixtures("on_processor")
+
 WORDS = {"n_pairs": 100, "classifier": LogisticRegression(), "random_state": 0}
 
 
