@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ import joblib
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Forked
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -31,6 +31,7 @@ from clipad_sklearn import (
     WinCLIPDetector,
     clear_models,
 )
+from clipad_sklearn._cli.main import main
 
 UNCACHED = OpenCLIP("tiny", batch_size=4, embedding_cache=None)
 LOGISTIC = LogisticRegression()
@@ -243,24 +244,15 @@ def test_failed_fit_changes_nothing(name: str, photos: list[Any]) -> None:
 # -- killed writes ---------------------------------------------------------------
 
 
-def _kill_when(process: subprocess.Popen[bytes], condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 300
-    while process.poll() is None and not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-
-
+@pytest.mark.usefixtures("on_processor")
 @pytest.mark.parametrize("n_files", [1, 5])
 def test_killed_while_writing_maps(
     n_files: int, photo_files: list[str], tmp_path: Path
 ) -> None:
     maps = tmp_path / "maps"
-    command = [sys.executable, "-m", "clipad_sklearn", "score", *photo_files]
     options = ["--clip", "tiny", "--method", "sdp", "--maps", str(maps)]
-    with subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL) as process:
-        _kill_when(process, lambda: len(list(maps.glob("*.png"))) >= n_files)
+    process = Forked(lambda: main(["score", *photo_files, *options]))
+    process.kill_when(lambda: len(list(maps.glob("*.png"))) >= n_files)
     written = list(maps.glob("*.png"))
     assert len(written) >= n_files
     for path in written:
@@ -268,23 +260,17 @@ def test_killed_while_writing_maps(
             image.load()  # raises where anything is missing
 
 
-_SAVE = """
-import sys
-import numpy as np
-from clipad_sklearn import SDPPlusDetector
-detector = SDPPlusDetector("tiny")
-detector.coefs_ = np.zeros((4, 128, 192), np.float32)
-detector.intercepts_ = np.zeros((4, 128), np.float32)
-while True:
-    detector.save_layers(sys.argv[1])
-"""
-
-
 def test_killed_while_saving_layers(tmp_path: Path) -> None:
     path = tmp_path / "layers.safetensors"
-    process = subprocess.Popen([sys.executable, "-c", _SAVE, str(path)])
-    with process:
-        _kill_when(process, path.exists)
+    detector = SDPPlusDetector("tiny")
+    detector.coefs_ = np.zeros((4, 128, 192), np.float32)
+    detector.intercepts_ = np.zeros((4, 128), np.float32)
+
+    def save() -> None:
+        while True:
+            detector.save_layers(path)
+
+    Forked(save).kill_when(path.exists)
     from safetensors.numpy import load_file
 
     assert load_file(path)["coefs"].shape == (4, 128, 192)

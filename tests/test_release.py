@@ -91,6 +91,7 @@ def test_source_distribution_holds_the_tests_too(dist: Path) -> None:
         "CHANGELOG.md",
         "CITATION.cff",
         "CONTRIBUTING.md",
+        "conftest.py",
         "pyproject.toml",
         ".ci/run",
         "tests/conftest.py",

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -21,6 +22,7 @@ import joblib
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Forked
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
@@ -77,29 +79,6 @@ with open(images) as file:
 score_images(
     joblib.load(detector), paths, out=out, client=client, partition_size=int(size)
 )
-"""
-
-# Starts a run with warm imports, and kills it at some moment, for each line it gets.
-KILLED = """
-import json, os, random, signal, sys, time
-import joblib
-import pyarrow.parquet
-from clipad_sklearn import score_images
-detector, images, out = sys.argv[1:]
-detector = joblib.load(detector)
-with open(images) as file:
-    paths = json.load(file)
-detector.score_samples(paths[:1])
-rng = random.Random(0)
-for line in sys.stdin:
-    child = os.fork()
-    if not child:
-        score_images(detector, paths, out=out, partition_size=1)
-        os._exit(0)
-    time.sleep(rng.uniform(0, 0.3))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    print("killed", flush=True)
 """
 
 
@@ -530,29 +509,22 @@ def test_only_what_is_not_finished_runs_again(
     check_rows(out, detector, paths)
 
 
-def test_killed_at_any_moment(
-    detector: Pipeline, photos: list[str], saved: list[str], tmp_path: Path
-) -> None:
-    if not hasattr(os, "fork"):
-        pytest.skip("needs os.fork")
+def test_killed_at_any_moment(photos: list[str], tmp_path: Path) -> None:
     paths, out = photos * 10, tmp_path / "out"
-    Path(saved[1]).write_text(json.dumps(paths))
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, *saved, out],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    detector = new_detector(OpenCLIP("tiny", embedding_cache=None)).fit(None)
+    detector.score_samples(paths[:1])  # loads the model, once for all
+    rng = random.Random(0)
     after: dict[str, tuple[int, int]] = {}
     for _ in range(10):
         before = after
-        process.stdin.write(b"\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == b"killed\n"
+        run = Forked(lambda: score_images(detector, paths, out=out, partition_size=1))
+        time.sleep(rng.uniform(0, 0.3))
+        run.kill()
+        run.wait()
         after = parts(out)
         assert {name: after[name] for name in before} == before
         for name in after:
             assert parquet.ParquetFile(out / name).read().num_rows == 1
-    process.communicate()
     assert 0 < len(after) < len(paths)
     # As a kill in the middle of writing leaves it.
     job = json.loads((out / "_manifest.json").read_text())["job"]

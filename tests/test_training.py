@@ -46,9 +46,22 @@ def read_log(folder):
     return [json.loads(line) for line in lines]
 
 
+@pytest.fixture(scope="module")
+def words():
+    return vocabulary.corpus()
+
+
+@pytest.fixture(autouse=True)
+def _one_corpus(words, monkeypatch):
+    """Made once, because it takes seconds."""
+    monkeypatch.setattr(vocabulary, "corpus", lambda: words)
+
+
 def test_smoke_run_is_killed_goes_on_and_learns(tmp_path):
     folder = tmp_path / "smoke"
+    images = SMOKE.images * 6 // 10
     command = [sys.executable, "-m", "training.train", "--smoke", "--run", str(folder)]
+    command += ["--images", str(images)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     options = {"cwd": REPOSITORY, "env": environment, "stdout": subprocess.DEVNULL}
     first = subprocess.Popen(command, **options)
@@ -63,15 +76,19 @@ def test_smoke_run_is_killed_goes_on_and_learns(tmp_path):
     assert not any(entry.get("finished") for entry in before)
 
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert 0 < state["step"] < SMOKE.images / (2 * SMOKE.pairs_per_step)
+    assert 0 < state["step"] < images / (2 * SMOKE.pairs_per_step)
     subprocess.run(command, check=True, **options)
     log = read_log(folder)
     assert log[-1]["finished"]
-    assert log[-1]["images"] == SMOKE.images
+    assert log[-1]["images"] == images
     after = log[len(before) :]
     assert after[0]["step"] > state["step"]
     assert min(entry["loss"] for entry in after) < log[0]["loss"] - 0.3
     assert log[-1]["text"] < 0.75 * log[0]["text"]
+
+    # The vocabulary is the same in every process.
+    vocabulary.write_vocabulary(tmp_path / "here", SMOKE.merges)
+    assert (tmp_path / "here").read_bytes() == (folder / VOCABULARY).read_bytes()
 
     # What it learned can be exported and loads without a warning.
     target = tmp_path / "exported"

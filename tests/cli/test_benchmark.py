@@ -8,9 +8,6 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -20,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Forked
 from trees import write_mvtec_ad, write_sewer_ml, write_visa, write_visa_one_class
 
 from clipad_sklearn import (
@@ -484,29 +482,26 @@ def test_changed_data_are_scored_again(
 # -- killed ----------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_killed_and_resumed_gives_the_same_tables(tmp_path: Path) -> None:
     root = write_mvtec_ad(tmp_path / "mvtec")
     methods = "prompt,random-word"
     options = ["--n-pairs", "50"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [sys.executable, "-m", "clipad_sklearn"]
-    uninterrupted = [*command, *arguments("mvtec", root, whole, methods), *options]
-    assert subprocess.run(uninterrupted, capture_output=True).returncode == 0
-    resumed = [*command, *arguments("mvtec", root, killed, methods), *options]
+    assert main([*arguments("mvtec", root, whole, methods), *options]) == 0
+    resumed = [*arguments("mvtec", root, killed, methods), *options]
     rng = random.Random(0)
     for _ in range(2):
-        process = subprocess.Popen(
-            resumed, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+        process = Forked(lambda: main(resumed))
         parts = len(list(killed.glob("parts/*.json")))
         while process.poll() is None:
             if len(list(killed.glob("parts/*.json"))) > parts:
                 time.sleep(rng.uniform(0, 0.5))
                 break
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
-    assert subprocess.run(resumed, capture_output=True).returncode == 0
+    assert main(resumed) == 0
     for name in TABLES:
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
     visible = [sorted(f.name for f in d.rglob("[!.]*")) for d in (whole, killed)]

@@ -24,6 +24,7 @@ import joblib
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Forked
 from sklearn.pipeline import make_pipeline
 
 from clipad_sklearn import (
@@ -34,6 +35,7 @@ from clipad_sklearn import (
     PromptSet,
     ReferenceDetector,
     TiledDetector,
+    _decoding,
 )
 from clipad_sklearn._cli.arguments import ScoreSettings
 from clipad_sklearn._cli.main import main
@@ -105,7 +107,9 @@ def few(folder: Path, tmp_path: Path) -> Path:
 # -- the main job --------------------------------------------------------------
 
 
-def test_three_bad_files_among_fifty(folder: Path, tmp_path: Path) -> None:
+def test_three_bad_files_among_fifty(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     data = make_defect_images(47, size=48, random_state=1)
@@ -141,10 +145,9 @@ def test_three_bad_files_among_fifty(folder: Path, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["detector.joblib", "photos", "scores.csv"]
 
     # The saved detector gives the same scores in another process.
-    result = run(
-        "score", "photos", "--load", "detector.joblib", "--out", "b.csv", cwd=tmp_path
-    )
-    assert result.returncode == 1, result.stderr
+    arguments = ["score", "photos", "--load", "detector.joblib", "--out", "b.csv"]
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
     assert read_csv(tmp_path / "b.csv") == rows
 
 
@@ -601,22 +604,8 @@ def test_what_the_user_can_put_right(
 # -- files ---------------------------------------------------------------------
 
 
-# Reads slow.png from a pipe, as if it came from a slow server.
-WAITS_FOR_A_PIPE = """
-import sys
-from clipad_sklearn import _decoding
-from clipad_sklearn._cli.arguments import ScoreSettings
-from clipad_sklearn._cli.main import main
-read = _decoding.read_bytes
-def waiting(path):
-    return open("few/pipe", "rb").read() if "slow" in str(path) else read(path)
-_decoding.read_bytes = waiting
-sys.exit(main())
-"""
-
-
 @pytest.fixture
-def waiting(few: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def waiting(few: Path, on_processor: None) -> Iterator[tuple[Forked, int]]:
     """A run that waits for an image, and the other end of the pipe it reads from."""
     if not hasattr(os, "mkfifo"):
         pytest.skip("needs named pipes")
@@ -625,33 +614,39 @@ def waiting(few: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     Image.fromarray(pixels).save(few / "slow.png")
     os.mkfifo(few / "pipe")
     (few.parent / "scores.csv").write_text("an earlier result")
-    arguments = ["score", "few", *TINY, "--out", "scores.csv"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", WAITS_FOR_A_PIPE, *arguments],
-        cwd=few.parent,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A test run in the background of a shell has this signal ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+
+    def run_slowly() -> int:
+        read = _decoding.read_bytes
+
+        def waiting(path: Any) -> bytes:
+            if "slow" not in str(path):
+                return read(path)
+            with open("few/pipe", "rb") as pipe:  # as if from a slow server
+                return pipe.read()
+
+        _decoding.read_bytes = waiting
+        sys.argv = ["clipad", "score", "few", *TINY, "--out", "scores.csv"]
+        return main()
+
+    process = Forked(run_slowly, few.parent)
     writer = None
     while writer is None:  # until the run reads it
         try:
             writer = os.open(few / "pipe", os.O_WRONLY | os.O_NONBLOCK)
         except OSError:
-            assert process.poll() is None, process.stderr.read()
+            assert process.poll() is None, process.printed
             time.sleep(0.05)
     os.set_blocking(writer, True)
     yield process, writer
     process.kill()
-    process.communicate()
+    process.wait()
 
 
 def test_killed_run_leaves_no_partial_output(waiting, few: Path) -> None:
     process, writer = waiting
     process.kill()
     os.close(writer)
-    assert process.wait(60) == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
     assert (few.parent / "scores.csv").read_text() == "an earlier result"
     assert sorted(os.listdir(few.parent)) == ["few", "scores.csv"]
 
@@ -663,10 +658,10 @@ def test_killed_run_leaves_no_partial_output(waiting, few: Path) -> None:
 def test_interrupted_run(waiting, few: Path, number, status, word) -> None:
     """It ends although a read never does."""
     process, writer = waiting
-    process.send_signal(number)
-    assert process.wait(60) == status
+    process.kill(number)
+    assert process.wait() == status
     os.close(writer)
-    assert process.stderr.read().endswith(f"clipad: {word}\n")
+    assert process.printed[1].endswith(f"clipad: {word}\n")
     assert (few.parent / "scores.csv").read_text() == "an earlier result"
     assert sorted(os.listdir(few.parent)) == ["few", "scores.csv"]
 
@@ -752,24 +747,25 @@ def test_ranks_of_equal_margins_do_not_depend_on_the_order() -> None:
 # -- other commands ------------------------------------------------------------
 
 
-def test_demo(tmp_path: Path) -> None:
-    result = run("demo", "--n", "12", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "trying things out" in result.stderr
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--n", "12"]) == 0
+    out, err = capsys.readouterr()
+    assert "trying things out" in err
     demo = tmp_path / "clipad-demo"
     rows = read_csv(demo / "scores.csv")
     assert len(rows) == 12
     is_bad = [os.path.basename(os.path.dirname(r["path"])) == "defect" for r in rows]
     value = auroc(is_bad, [-float(row["margin"]) for row in rows])
-    assert f"AUROC of all 12: {value:.3f}" in result.stdout
-    assert os.path.join("clipad-demo", "scores.csv") in result.stdout
+    assert f"AUROC of all 12: {value:.3f}" in out
+    assert os.path.join("clipad-demo", "scores.csv") in out
     for name in ("report.html", "ten-good-photos.html"):
-        assert (demo / name).absolute().as_uri() in result.stdout
+        assert (demo / name).absolute().as_uri() in out
         page = (demo / name).read_text(encoding="utf-8")
         assert page.count('"truth": "good"') == 6
         assert '"map_side": 28' in page
-    assert re.search(r"AUROC [\d.]+ with words, [\d.]+ compared with 10", result.stdout)
-    leading = [line.split()[0] for line in result.stdout.splitlines()[1:13]]
+    assert re.search(r"AUROC [\d.]+ with words, [\d.]+ compared with 10", out)
+    leading = [line.split()[0] for line in out.splitlines()[1:13]]
     assert leading == [str(rank) for rank in range(1, 13)]
 
 

@@ -9,9 +9,7 @@ import re
 import resource
 import signal
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Forked
 
 from clipad_sklearn import _files
 from clipad_sklearn._cli.main import main
@@ -97,30 +96,16 @@ def in_a_process(
     before: Callable[[], object] = lambda: None,
 ) -> tuple[int, str, str]:
     """Run the command; return its exit status, and what it printed."""
-    files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
-    process = os.fork()
-    if not process:
-        for stream, file in zip((1, 2), files, strict=True):
-            os.dup2(file.fileno(), stream)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def run() -> int:
         sys.argv = ["clipad", *arguments]
-        warnings.resetwarnings()
-        try:
-            before()
-            sys.stdout, sys.stderr = _stream(1), _stream(2)
-            status = main()
-            if sys.stdout is not None:
-                sys.stdout.flush()
-            os._exit(status)
-        finally:
-            os._exit(99)
-    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    texts = []
-    for file in files:
-        file.seek(0)
-        texts.append(file.read())
-        file.close()
-    return status, texts[0], texts[1]
+        before()
+        sys.stdout, sys.stderr = _stream(1), _stream(2)
+        return main()
+
+    process = Forked(run)
+    status = process.wait()
+    return status, *process.printed
 
 
 def _stream(number: int) -> Any:

@@ -146,15 +146,13 @@ class TestLoading:
         assert (exact * half).sum(axis=1).min() > 0.99
 
 
-@pytest.mark.parametrize(
-    "clip", ["OpenCLIP()", "OpenCLIP('hf-hub:no-such-organisation/no-such-clip')"]
-)
-def test_hub_out_of_reach(clip: str, tmp_path: Path) -> None:
+def test_hub_out_of_reach(tmp_path: Path) -> None:
     """No route to the hub, nothing cached: an early, helpful error."""
     code = (
-        f"from clipad_sklearn import OpenCLIP, WeightsNotFound\n"
-        f"try:\n    {clip}.encode_text(['a'])\n"
-        f"except WeightsNotFound as error:\n    print(error)"
+        "from clipad_sklearn import OpenCLIP, WeightsNotFound\n"
+        "for name in [], ['hf-hub:no-such-organisation/no-such-clip']:\n"
+        "    try:\n        OpenCLIP(*name).encode_text(['a'])\n"
+        "    except WeightsNotFound as error:\n        print(error)"
     )
     environment = {
         **os.environ,
@@ -173,9 +171,9 @@ def test_hub_out_of_reach(clip: str, tmp_path: Path) -> None:
         text=True,
         timeout=120,
     )
-    assert "were not found" in result.stdout, result.stderr
+    assert result.stdout.count("were not found") == 2, result.stderr
     for remedy in ("clipad models --download", "local path", 'clip="tiny"'):
-        assert remedy in result.stdout
+        assert result.stdout.count(remedy) >= 2
     assert time.monotonic() - start < 60, "30 s, and the start of Python and torch"
 
 

@@ -91,9 +91,13 @@ def auroc(detector, clip, data):
     return roc_auc_score(data.target == -1, scores)
 
 
+@pytest.fixture(scope="module")
+def random_words(clip):
+    return RandomWordDetector(clip, n_pairs=500, random_state=0).fit(None)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
-def test_random_words_find_defects_of_trained_kinds(clip, seed):
-    detector = RandomWordDetector(clip, n_pairs=500, random_state=seed).fit(None)
+def test_random_words_find_defects_of_trained_kinds(random_words, clip, seed):
     data = make_defect_images(
         160,
         families=["wood", "fabric", "leather", "concrete", "asphalt", "paper"],
@@ -102,11 +106,10 @@ def test_random_words_find_defects_of_trained_kinds(clip, seed):
         size=112,
         random_state=seed,
     )
-    assert auroc(detector, clip, data) > 0.8
+    assert auroc(random_words, clip, data) > 0.8
 
 
-def test_random_words_find_held_out_defects_on_held_out_textures(clip):
-    detector = RandomWordDetector(clip, n_pairs=500, random_state=0).fit(None)
+def test_random_words_find_held_out_defects_on_held_out_textures(random_words, clip):
     data = make_defect_images(
         160,
         families=HELD_OUT_TEXTURES,
@@ -115,7 +118,7 @@ def test_random_words_find_held_out_defects_on_held_out_textures(clip):
         size=112,
         random_state=0,
     )
-    assert auroc(detector, clip, data) > 0.65
+    assert auroc(random_words, clip, data) > 0.65
 
 
 @pytest.mark.parametrize("prompts", ["clip-ac", "winclip", "clip-ad"])

@@ -139,16 +139,6 @@ class TestRandomWordDetector:
         scores = np.load(tmp_path / "scores.npy")
         np.testing.assert_array_equal(scores, detector.score_samples(embeddings))
 
-    def test_default_pickle_at_640_features(self, rng: np.random.Generator) -> None:
-        """The default CLIP's width, without its weights."""
-
-        class Wide(RandomWordDetector):
-            def _encode_prompts(self, prompts: Any, n_features: Any) -> np.ndarray:
-                return rng.standard_normal((len(prompts), 640)).astype(np.float32)
-
-        detector = Wide("tiny", n_pairs=200, random_state=0).fit()
-        assert len(pickle.dumps(detector.classifier_)) < 8_000_000
-
     def test_fitted_state_holds_nothing_of_torch(self) -> None:
         found: list[str] = []
 

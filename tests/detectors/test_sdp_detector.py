@@ -54,9 +54,8 @@ def test_every_stage_of_tiny(alias_compat: bool, photos: list[np.ndarray]) -> No
     _compare_stages(clip, photos, alias_compat, (1, 3))
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-plus-240"])
-def test_every_stage_of_large_models(name: str, photos: list[np.ndarray]) -> None:
-    clip = OpenCLIP(name, "random")
+def test_every_stage_of_a_large_model(photos: list[np.ndarray]) -> None:
+    clip = OpenCLIP("ViT-B-32", "random")
     for alias_compat in (False, True):
         _compare_stages(clip, photos, alias_compat, None)
     clear_models()
