@@ -73,7 +73,7 @@ def photo_files(photos: list[np.ndarray], tmp_path: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ViT-B-32 with random weights: bare checkpoints, and a CLIP folder."""
+    """A ViT-S-32-alt with random weights: bare checkpoints, and a CLIP folder."""
     import json
 
     import open_clip
@@ -83,20 +83,22 @@ def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = open_clip.create_model("ViT-B-32")
+        model = open_clip.create_model("ViT-S-32-alt")
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     (folder / "clip").mkdir()
     save_file(state, folder / "clip" / "open_clip_model.safetensors")
     config = {
-        "model_cfg": open_clip.get_model_config("ViT-B-32"),
+        "model_cfg": open_clip.get_model_config("ViT-S-32-alt"),
         "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]},
     }
     (folder / "clip" / "open_clip_config.json").write_text(json.dumps(config))
-    os.link(folder / "clip" / "open_clip_model.safetensors", folder / "b32.safetensors")
-    whole = (folder / "b32.safetensors").read_bytes()
+    os.link(
+        folder / "clip" / "open_clip_model.safetensors", folder / "small.safetensors"
+    )
+    whole = (folder / "small.safetensors").read_bytes()
     (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
-    torch.save(state, folder / "b32.pt")
-    whole = (folder / "b32.pt").read_bytes()
+    torch.save(state, folder / "small.pt")
+    whole = (folder / "small.pt").read_bytes()
     (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
     return folder
 

@@ -140,12 +140,12 @@ class TestCache:
         assert np.abs(rows[0] - rows[1]).max() > 1e-4
 
     def test_keyed_by_weights_and_preprocessing(
-        self, photos: list[np.ndarray], checkpoint_folder: Path
+        self, photos: list[np.ndarray], clip_folder: Callable[..., Path]
     ) -> None:
         rows = [
-            OpenCLIP("ViT-B-32", "random").encode_image(photos[:1]),
-            OpenCLIP(str(checkpoint_folder / "clip")).encode_image(photos[:1]),
-            OpenCLIP("ViT-B-32", "random", resize="crop").encode_image(photos[:1]),
+            OpenCLIP("tiny").encode_image(photos[:1]),
+            OpenCLIP(str(clip_folder())).encode_image(photos[:1]),
+            OpenCLIP("tiny", resize="crop").encode_image(photos[:1]),
         ]
         assert np.abs(rows[0] - rows[1]).max() > 1e-4
         assert np.abs(rows[0] - rows[2]).max() > 1e-4

@@ -75,8 +75,8 @@ class TestLoading:
 
     def test_checkpoint_file_and_folder(self, checkpoint_folder: Path) -> None:
         from_folder = OpenCLIP(str(checkpoint_folder / "clip")).encode_text(TEXTS)
-        for name in ("b32.safetensors", "b32.pt"):
-            clip = OpenCLIP("ViT-B-32", str(checkpoint_folder / name))
+        for name in ("small.safetensors", "small.pt"):
+            clip = OpenCLIP("ViT-S-32-alt", str(checkpoint_folder / name))
             np.testing.assert_allclose(clip.encode_text(TEXTS), from_folder, atol=1e-6)
         short = check_clip(str(checkpoint_folder / "clip"))
         np.testing.assert_array_equal(short.encode_text(TEXTS), from_folder)
@@ -98,17 +98,17 @@ class TestLoading:
     def test_folder_brings_its_preprocessing(self, checkpoint_folder: Path) -> None:
         loaded = load(OpenCLIP(str(checkpoint_folder / "clip")))
         assert tuple(loaded.preprocess_cfg["mean"]) == (0.5, 0.4, 0.3)
-        bare = load(OpenCLIP("ViT-B-32", str(checkpoint_folder / "b32.pt")))
+        bare = load(OpenCLIP("ViT-S-32-alt", str(checkpoint_folder / "small.pt")))
         assert bare.preprocess_cfg["mean"][0] == pytest.approx(0.48145466)
 
     def test_random_weights_are_reproducible_and_leave_the_seed_alone(self) -> None:
         torch.manual_seed(7)
         expected = torch.rand(1)
         torch.manual_seed(7)
-        first = OpenCLIP("ViT-B-32", "random").encode_text(["a"])
+        first = OpenCLIP("ViT-S-32-alt", "random").encode_text(["a"])
         assert torch.equal(torch.rand(1), expected)
         clear_models()
-        clip = OpenCLIP("ViT-B-32", "random", embedding_cache=None)
+        clip = OpenCLIP("ViT-S-32-alt", "random", embedding_cache=None)
         np.testing.assert_allclose(clip.encode_text(["a"]), first, atol=1e-6)
 
     @pytest.mark.usefixtures("on_processor")
@@ -135,7 +135,7 @@ class TestLoading:
         with pytest.warns(UserWarning, match=r"Write '\./ViT-B-32/openai'"):
             clip = check_clip("ViT-B-32/openai")
         assert clip.model_name == "ViT-B-32/openai"
-        assert clip.encode_text(["a"]).shape == (1, 512)
+        assert clip.encode_text(["a"]).shape == (1, 256)
 
     def test_precision(self, photos: list[np.ndarray]) -> None:
         exact = OpenCLIP("tiny", device="cpu").encode_image(photos)
@@ -198,7 +198,7 @@ def test_no_error_is_logged_twice() -> None:
         "from clipad_sklearn import OpenCLIP, WeightsNotFound\n"
         "try:\n    OpenCLIP('ViT-B-32', 'missing.pt').encode_text(['a'])\n"
         "except WeightsNotFound as error:\n    print(error)\n"
-        "OpenCLIP('ViT-B-32', 'random').encode_text(['a'])\n"
+        "OpenCLIP('ViT-S-32-alt', 'random').encode_text(['a'])\n"
         "print(logging.getLogger().handlers, logging.getLogger().filters)"
     )
     result = subprocess.run(

@@ -75,11 +75,11 @@ class TestErrors:
             ValueError,
             match="truncated, damaged, not a checkpoint, or one of another model",
         ):
-            load(OpenCLIP("ViT-B-32", str(checkpoint_folder / name)))
+            load(OpenCLIP("ViT-S-32-alt", str(checkpoint_folder / name)))
 
     def test_checkpoint_of_another_model(self, checkpoint_folder: Path) -> None:
-        clip = OpenCLIP("ViT-B-16", str(checkpoint_folder / "b32.safetensors"))
-        with pytest.raises(ValueError, match="does not fit the model 'ViT-B-16'"):
+        clip = OpenCLIP("ViT-S-16-alt", str(checkpoint_folder / "small.safetensors"))
+        with pytest.raises(ValueError, match="does not fit the model 'ViT-S-16-alt'"):
             load(clip)
 
     def test_vocabulary_that_does_not_fit(self, tmp_path: Path) -> None:

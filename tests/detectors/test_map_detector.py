@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from clipad_sklearn import (
@@ -377,7 +378,9 @@ def test_photo_files_and_arrays_agree(
 def test_random_words_make_maps_without_naming_the_object(
     photos: list[np.ndarray],
 ) -> None:
-    words = RandomWordDetector("tiny", n_pairs=100, random_state=0)
+    words = RandomWordDetector(
+        "tiny", n_pairs=100, classifier=LogisticRegression(), random_state=0
+    )
     detector = WinCLIPDetector("tiny", scorer=words)
     maps = clone(detector).fit().anomaly_maps(photos[:2])
     again = clone(detector).fit().anomaly_maps(photos[:2], class_name="nut")
