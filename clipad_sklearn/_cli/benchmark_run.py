@@ -63,6 +63,12 @@ def category_names(settings: BenchmarkSettings) -> list[str]:
     names = _folders(settings.root)
     if not names:
         raise UsageError(f"--root {settings.root}: has no folder of a category")
+    if settings.data == "mvtec" and {"train", "test"} & set(names):
+        folder, name = os.path.split(os.path.abspath(settings.root))
+        raise UsageError(
+            f"--root {settings.root}: is the folder of one category; write "
+            f"--root {folder} --categories {name}"
+        )
     return names
 
 

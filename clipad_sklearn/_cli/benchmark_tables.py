@@ -101,6 +101,13 @@ def interval(draws: np.ndarray) -> tuple[float, float]:
 
 # -- tables ------------------------------------------------------------------------
 
+_LAYOUTS = {
+    "mvtec": "photos laid out as in MVTec AD",
+    "visa": "photos laid out as in VisA",
+    "sewer-ml": "photos laid out as in Sewer-ML",
+    "folder": "a folder of photos",
+}
+
 MEAN = "mean"
 COLUMNS = (
     "category",
@@ -221,7 +228,7 @@ def as_markdown(
         "training photos"
     )
     lines = [
-        f"# Benchmark: {settings['data']}, {known} object",
+        f"# Benchmark: {_LAYOUTS[settings['data']]}, {known} object",
         "",
         f"CLIP: {_cell(results['clip']['model_name'])}"
         + (f", {_cell(p)}" if (p := results["clip"]["pretrained"]) else "")
@@ -343,6 +350,7 @@ def compare(a: dict[str, Any], b: dict[str, Any], names: Sequence[str]) -> str:
             "the two have no method and category in common that can be compared"
             + "".join(f"; {remark}" for remark in dict.fromkeys(remarks))
         )
+    remarks += _only_in_one(a, b)
     titles = [TITLES[name] for name in IMAGE_METRICS]
     return "\n".join(
         [
@@ -362,6 +370,22 @@ def compare(a: dict[str, Any], b: dict[str, Any], names: Sequence[str]) -> str:
             "",
         ]
     )
+
+
+def _only_in_one(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Say which categories and methods cannot be compared, as one has none."""
+    of_both = [
+        [*results["categories"], *results["settings"]["methods"]] for results in (a, b)
+    ]
+    return [
+        f"{name}: left out, it is only in the {which}."
+        for which, names, others in (
+            ("first", of_both[0], of_both[1]),
+            ("second", of_both[1], of_both[0]),
+        )
+        for name in names
+        if name not in others
+    ]
 
 
 def _different_settings(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

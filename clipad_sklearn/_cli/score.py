@@ -398,9 +398,8 @@ def _print_summary(
     lost: Collection[str] = (),
 ) -> None:
     """Print what can be repeated to others, and what was written."""
-    print(
-        f"{n_scored} scored, {n_anomalous} called anomalous, {n_unreadable} unreadable"
-    )
+    called = f"{n_anomalous} called anomalous, " * (threshold.source != "none")
+    print(f"{n_scored} scored, {called}{n_unreadable} unreadable")
     for sentence in threshold.sentences:
         print(sentence)
     if threshold.source != "none":

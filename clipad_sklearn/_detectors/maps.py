@@ -75,7 +75,7 @@ class MapDetector(ClassNameDetector):
         *,
         size: str | tuple[int, int] = "image",
         class_name: Any = None,
-    ) -> Any:
+    ) -> list[np.ndarray] | np.ndarray:
         """Return a map of anomaly scores for each image.
 
         Parameters
@@ -159,7 +159,7 @@ class MapDetector(ClassNameDetector):
         *,
         size: str | tuple[int, int] = "image",
         class_name: Any = None,
-    ) -> Any:
+    ) -> list[np.ndarray] | np.ndarray:
         """Return for each image which pixels are anomalous.
 
         Parameters

@@ -89,7 +89,7 @@ def test_mvtec_ad_with_every_kind_of_method(tmp_path: Path) -> None:
     assert len(results["weights"]) == 64
     assert str(tmp_path) not in json.dumps(results["categories"])
     text = (out / "results.md").read_text()
-    assert text.startswith("# Benchmark: mvtec, unknown object")
+    assert text.startswith("# Benchmark: photos laid out as in MVTec AD, unknown")
     assert "## PRO by category" in text
     with open(out / "times.csv", newline="") as file:
         times = list(csv.DictReader(file))
@@ -396,7 +396,8 @@ def test_category_of_another_layout_is_wrong_usage(
     said = capsys.readouterr().err
     assert "--categories wood: needs both good and anomalous images" in said
     assert main([*arguments("mvtec", root / "bottle", out, "prompt")]) == 2
-    assert f"--root {root / 'bottle'}: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"is the folder of one category; write --root {root} --categories" in said
     assert not out.exists()
 
 
@@ -616,6 +617,20 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     a, b = (float(rows_of(tmp_path / out)["mean", "prompt"]["auroc"]) for out in "ab")
     assert f"{100 * a:.1f}, {100 * b:.1f}: {100 * (b - a):+.1f} [" in lines[0]
+
+    # What only one of them has is said.
+    fewer = json.loads(Path(second).read_text())
+    del fewer["categories"]["wood"]
+    fewer["settings"]["methods"] = ["prompt"]
+    (tmp_path / "fewer.json").write_text(json.dumps(fewer))
+    for given, which in (
+        ([first, str(tmp_path / "fewer.json")], "first"),
+        ([str(tmp_path / "fewer.json"), first], "second"),
+    ):
+        assert main(["benchmark", "compare", *given]) == 0
+        text = capsys.readouterr().out
+        for name in ("wood", "clip-ac"):
+            assert f"{name}: left out, it is only in the {which}." in text
 
     # Other images cannot be paired.
     changed = json.loads(Path(second).read_text())
