@@ -8,6 +8,7 @@ import io
 import os
 import struct
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ _WIDTH, _HEIGHT = 256, 257
 # What of an image's info may say how it is turned.
 _ORIENTING = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _STRIPS, _SAMPLE_FORMAT, _DNG = 273, 339, 50706
+_KIND_OF_PAGE = 254
 
 
 class _Budget:
@@ -122,6 +124,8 @@ def decoded(content: bytes) -> Iterator[tuple[Image.Image, Traits]]:
     """
     with reasons(content):
         image = open_file(content)
+        if _n_pages(content, image.format) > 1:
+            _warn_of_pages()
     with _pixels.taking(image.size[0] * image.size[1]):
         with reasons(content):
             try:
@@ -295,6 +299,33 @@ def _loaded(image: Any) -> tuple[Image.Image, Traits]:
     if image.mode.startswith("I;16"):
         image = _as_sixteen_bits(image, tags)
     return image, traits
+
+
+def _n_pages(content: bytes, kind: str | None) -> int:
+    """Return how many images a file holds that are no previews, at most 2."""
+    # Other formats keep previews and depth there.
+    if kind not in ("TIFF", "GIF", "WEBP", "PNG"):
+        return 1
+    # What is wrong after the first costs no photo.
+    with contextlib.suppress(Exception):
+        image = open_file(content)
+        if not getattr(image, "is_animated", False):
+            return 1
+        if kind != "TIFF":
+            return 2
+        image.seek(1)
+        return 1 if int(image.tag_v2.get(_KIND_OF_PAGE, 0)) & 1 else 2
+    return 1
+
+
+def _warn_of_pages() -> None:
+    # The same words for each image, so that Python shows them once.
+    warnings.warn(
+        "A file holds several pages or pictures; only the first is read. Save each as "
+        "a file of its own.",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def _as_sixteen_bits(image: Image.Image, tags: dict[int, Any]) -> Image.Image:

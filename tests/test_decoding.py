@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from clipad_sklearn import CLIPImageEncoder
 from clipad_sklearn import _decoding as decoding
@@ -219,6 +219,33 @@ def test_a_small_part_of_the_range_warns(name: str) -> None:
 def test_dark_and_black_photos_of_8_bits_do_not_warn() -> None:
     for pixels in (GREY // 16, GREY * 0, COLOUR // 8, COLOUR / 255 / 8):
         open_image(pixels)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG"])
+def test_several_pages_warn(kind: str) -> None:
+    pages = [Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)]
+    content = file(pages[0], kind, save_all=True, append_images=pages[1:])
+    with pytest.warns(UserWarning, match="several pages or pictures; only the first"):
+        open_image(content)
+    with pytest.warns(UserWarning, match="only the first is read"):
+        mask_pixels(file(GREY & 128, "TIFF", save_all=True, append_images=pages[:1]))
+
+
+def test_previews_and_broken_pages_do_not_warn() -> None:
+    pages = [Image.fromarray(COLOUR), Image.fromarray(COLOUR[::2, ::2])]
+    whole = file(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    # The second page lies beyond the file, or says (tag 254) that it is a smaller copy.
+    first = struct.unpack_from("<I", whole, 4)[0]
+    link = first + 2 + 12 * struct.unpack_from("<H", whole, first)[0]
+    opened(whole[:link] + struct.pack("<I", 10**9) + whole[link + 4 :])
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[254] = 1
+    pages[1].encoderinfo = {"tiffinfo": info}
+    content = file(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    with Image.open(io.BytesIO(content)) as image:
+        image.seek(1)
+        assert image.tag_v2[254] == 1
+    opened(content)
 
 
 # -- masks -------------------------------------------------------------------------
