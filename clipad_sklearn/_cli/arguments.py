@@ -51,6 +51,7 @@ class ScoreSettings:
     scorer: str = "prompt"
     layers: str | None = None
     tiles: tuple[int, int] | None = None
+    ignore: str | None = None
     # The threshold
     threshold: float | None = None
     contamination: float | None = None
@@ -372,6 +373,12 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         help="look at photos in RxC tiles, such as 3x4, and as a whole, for defects "
         "that are small in large photos",
     )
+    parser.add_argument(
+        "--ignore",
+        metavar="MASK",
+        help="image of the photos' size, white where nothing counts, such as a serial "
+        "number, and black elsewhere (with --good or --method mutual)",
+    )
     _add_clip(parser)
     parser.add_argument("--class-name", metavar="NAME", help="what the photos show")
     _add_own_words(parser)
@@ -509,7 +516,7 @@ def _check_score(given: dict[str, Any]) -> None:
     if "load" in given:
         for name in (
             "clip", "method", "good", "class_name", "normal", "anomalous",
-            "random_state", "scorer", "layers", "tiles", "image_size",
+            "random_state", "scorer", "layers", "tiles", "ignore", "image_size",
         ):  # fmt: skip
             if name in given:
                 option = "--" + name.replace("_", "-")
@@ -568,6 +575,13 @@ def _check_method(given: dict[str, Any]) -> None:
         )
     if "tiles" in given and method == "sdp-plus":
         raise UsageError("--tiles cannot be combined with --method sdp-plus")
+    if "ignore" in given:
+        if "good" not in given and method != "mutual":
+            raise UsageError("--ignore needs --good, or --method mutual")
+        if "tiles" in given:
+            raise UsageError("--ignore cannot be combined with --tiles")
+        if not os.path.isfile(given["ignore"]):
+            raise UsageError(f"--ignore {given['ignore']}: is not a file")
     if "normal" in given and method in LEARNS_FROM_PHOTOS:
         raise UsageError(f"--normal: --method {method} uses no words")
     _check_own_words(given)

@@ -18,6 +18,7 @@ from .._clip.settings import OpenCLIP, check_clip
 from .._detectors.class_names import last_step
 from .._errors import ImageReadError
 from .._images import image_size
+from .._masks import mask_pixels
 from .._score_rows import check_detector, clips_of
 from .kept import is_kept
 from .methods import METHODS, Choices, fitted_detector, kept_words
@@ -88,6 +89,7 @@ def obtain_detector(
         class_name=settings.class_name,
         random_state=settings.random_state,
         layers=settings.layers,
+        ignore=_mask(settings.ignore),
         normal=settings.normal,
         anomalous=settings.anomalous,
     )
@@ -186,6 +188,16 @@ class TileScorer:
 
 
 # -- files ---------------------------------------------------------------------
+
+
+def _mask(path: str | None) -> np.ndarray | None:
+    """Return which pixels do not count."""
+    if path is None:
+        return None
+    try:
+        return mask_pixels(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--ignore {path}: {error}") from error
 
 
 def _load(path: str) -> Any:

@@ -33,6 +33,7 @@ class Choices:
     random_state: int = 0
     n_pairs: int = 10_000
     layers: str | None = None  # None: trained on generated images
+    ignore: Any = None  # what of a photo does not count, for references
     # Of the prompts; empty and None: those of the method.
     preset: str | None = None
     templates: tuple[str, ...] = ()
@@ -157,14 +158,19 @@ class Method:
 def _reference(clip: OpenCLIP, choices: Choices) -> Any:
     from .._detectors.reference import ReferenceDetector
 
-    return ReferenceDetector(clip, random_state=choices.random_state)
+    return ReferenceDetector(
+        clip, ignore=choices.ignore, random_state=choices.random_state
+    )
 
 
 def _mutual(clip: OpenCLIP, choices: Choices) -> Any:
     from .._detectors.reference import ReferenceDetector
 
     return ReferenceDetector(
-        clip, n_neighbors=MUTUAL_SHARE, random_state=choices.random_state
+        clip,
+        n_neighbors=MUTUAL_SHARE,
+        ignore=choices.ignore,
+        random_state=choices.random_state,
     )
 
 

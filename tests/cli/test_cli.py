@@ -372,6 +372,27 @@ def test_good_photos_to_compare_with(folder: Path, tmp_path: Path, capsys) -> No
     assert "Promise" not in shown.out
 
 
+def test_what_does_not_count(few: Path, tmp_path: Path) -> None:
+    mask = np.zeros((48, 48), dtype=bool)
+    mask[:, :24] = True
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    options = ["--clip", "tiny", "--method", "mutual", "--ignore"]
+    maps = tmp_path / "maps"
+    options += [str(tmp_path / "mask.png"), "--maps", str(maps), "--map-format", "npy"]
+    photos = sorted(map(str, few.iterdir()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of few photos
+        report = score(tmp_path, str(few), *options)
+        detector = ReferenceDetector(
+            "tiny", n_neighbors=0.3, ignore=mask, random_state=0
+        )
+        expected = detector.fit(photos).score_samples(photos)
+    margins = {row["path"]: row["margin"] for row in report["scores"]}
+    np.testing.assert_allclose([margins[p] for p in photos], expected, atol=1e-4)
+    for path in maps.glob("*.npy"):
+        assert not np.load(path)[:, :20].any()
+
+
 def test_good_photos_and_words_together(folder: Path, tmp_path: Path) -> None:
     good, bad = str(folder / "good"), str(folder / "bad")
     report = score(tmp_path, bad, *TINY, "--good", good)
@@ -540,6 +561,9 @@ def test_a_saved_threshold_is_kept(folder: Path, tmp_path: Path, capsys) -> None
         (["score", "few", "--confidence", "0.9"], "--confidence needs --calibrate"),
         (["score", "few", "--normal", "clean {}"], "--normal requires --anomalous"),
         (["score", "few", "--method", "reference"], "needs --good FOLDER"),
+        (["score", "few", "--ignore", "few/0.png"], "--ignore needs --good"),
+        (["score", "few", "--good", "g", "--ignore", "no.png"], "is not a file"),
+        (["score", "few", "--load", "d", "--ignore", "m.png"], "--ignore has no"),
         (["score", "few", "--method", "mutual", "--good", "g"], "leave out --good"),
         (["score", "few", "--no-cache", "--embedding-cache", "c"], "exclude each"),
         (["score", "few", "--title", "t"], "--title needs --report"),
