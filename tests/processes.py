@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,11 @@ class Forked:
                 for open_stream in (sys.stdout, sys.stderr):
                     if open_stream is not None:
                         open_stream.flush()
+            except BaseException:
+                traceback.print_exc()
+                raise
             finally:
+                sys.stderr.flush()
                 os._exit(status)
 
     def poll(self) -> int | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import joblib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from processes import Forked
 from sklearn.base import clone
@@ -22,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 
 from clipad_sklearn import (
     CLIPImageEncoder,
+    FeedForwardClassifier,
     FusionDetector,
     OpenCLIP,
     PromptDetector,
@@ -82,55 +83,35 @@ def test_one_opened_image_many_times(photo_files: list[str]) -> None:
 
 # -- processes -------------------------------------------------------------------
 
-_SCRIPT = """
-import multiprocessing, sys
-import numpy as np, torch
-from sklearn.pipeline import make_pipeline
-from clipad_sklearn import CLIPImageEncoder, OpenCLIP, RandomWordDetector
-from clipad_sklearn import FeedForwardClassifier
 
-rng = np.random.default_rng(0)
-photos = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(8)]
-clip = OpenCLIP("tiny", embedding_cache=None)
-classifier = FeedForwardClassifier((64,), min_steps=40, n_epochs=1)
-detector = make_pipeline(
-    CLIPImageEncoder(clip),
-    RandomWordDetector(clip, n_pairs=40, classifier=classifier, random_state=0),
-)
-
-def fit_and_score(detector):
+def _fit_and_score(detector: Any, photos: list[Any]) -> Any:
     return detector.fit(None).score_samples(photos)
-
-if __name__ == "__main__":
-    expected = fit_and_score(detector)
-    with multiprocessing.get_context(sys.argv[1]).Pool(1) as pool:
-        scores = pool.apply_async(detector.score_samples, (photos,)).get(200)
-        np.testing.assert_allclose(scores, expected, atol=1e-4)
-        scores = pool.apply_async(fit_and_score, (detector,)).get(200)
-        np.testing.assert_allclose(scores, expected, atol=1e-2)
-    print("done")
-"""
 
 
 @needs_posix
 @pytest.mark.usefixtures("on_processor")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_started_after_torch_has_computed(
-    method: str, tmp_path: Path
+    method: str, photos: list[np.ndarray]
 ) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(_SCRIPT)
-    # More than one thread, or there would be nothing that a fork could lose.
-    threads = "2" if method == "fork" else "1"
-    result = subprocess.run(
-        [sys.executable, str(script), method],
-        env=os.environ | {"OMP_NUM_THREADS": threads},
-        capture_output=True,
-        text=True,
-        timeout=500,
+    classifier = FeedForwardClassifier((64,), min_steps=40, n_epochs=1)
+    words = RandomWordDetector(
+        UNCACHED, n_pairs=40, classifier=classifier, random_state=0
     )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == "done\n"
+    detector = make_pipeline(CLIPImageEncoder(UNCACHED), words)
+
+    def work() -> None:
+        # More than one thread, or there would be nothing that a fork could lose.
+        torch.set_num_threads(2 if method == "fork" else 1)
+        expected = _fit_and_score(detector, photos)
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            scores = pool.apply_async(detector.score_samples, (photos,)).get(200)
+            np.testing.assert_allclose(scores, expected, atol=1e-4)
+            scores = pool.apply_async(_fit_and_score, (detector, photos)).get(200)
+            np.testing.assert_allclose(scores, expected, atol=1e-2)
+
+    process = Forked(work)
+    assert process.wait() == 0, process.printed[1]
 
 
 def test_joblib_processes(photo_files: list[str]) -> None:

@@ -5,21 +5,17 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
+from processes import Forked
 from torch.nn import functional
 
-from training import captions, tables, vocabulary
+from training import captions, tables, train, vocabulary
 from training.export import VOCABULARY, WEIGHTS, export
 from training.losses import augment, choose_tokens, facts_in_sight, name_images
 from training.model import (
@@ -38,7 +34,7 @@ from training.settings import (
 )
 from training.train import Trainer, learning_rate
 
-REPOSITORY = Path(__file__).parent.parent
+make_corpus = vocabulary.corpus
 
 
 def read_log(folder):
@@ -48,7 +44,7 @@ def read_log(folder):
 
 @pytest.fixture(scope="module")
 def words():
-    return vocabulary.corpus()
+    return make_corpus()
 
 
 @pytest.fixture(autouse=True)
@@ -59,25 +55,23 @@ def _one_corpus(words, monkeypatch):
 
 def test_smoke_run_is_killed_goes_on_and_learns(tmp_path):
     folder = tmp_path / "smoke"
-    images = SMOKE.images * 6 // 10
-    command = [sys.executable, "-m", "training.train", "--smoke", "--run", str(folder)]
-    command += ["--images", str(images)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    options = {"cwd": REPOSITORY, "env": environment, "stdout": subprocess.DEVNULL}
-    first = subprocess.Popen(command, **options)
-    deadline = time.monotonic() + 120
-    while not (folder / "checkpoint.pt").exists():
-        assert first.poll() is None, "the run ended before its first checkpoint"
-        assert time.monotonic() < deadline, "no checkpoint in two minutes"
-        time.sleep(0.05)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    images = SMOKE.images // 2
+    options = ["--smoke", "--run", str(folder), "--images", str(images)]
+
+    def train_first() -> None:
+        vocabulary.corpus = make_corpus  # as in a process of its own
+        train.main(options)
+
+    first = Forked(train_first)
+    first.kill_when((folder / "checkpoint.pt").exists)
+    assert first.status == -signal.SIGKILL, first.printed
     before = read_log(folder) if (folder / "log.jsonl").exists() else []
     assert not any(entry.get("finished") for entry in before)
 
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert 0 < state["step"] < images / (2 * SMOKE.pairs_per_step)
-    subprocess.run(command, check=True, **options)
+    second = Forked(lambda: train.main(options))
+    assert second.wait() == 0, second.printed
     log = read_log(folder)
     assert log[-1]["finished"]
     assert log[-1]["images"] == images

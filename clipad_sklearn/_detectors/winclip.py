@@ -149,11 +149,10 @@ class WinCLIPDetector(MapDetector):
 
     Examples
     --------
-    >>> from clipad_sklearn import RandomWordDetector, WinCLIPDetector
+    >>> from clipad_sklearn import WinCLIPDetector
     >>> from clipad_sklearn.datasets import make_defect_images
     >>> photos = make_defect_images(2, size=96, random_state=0).images
-    >>> words = RandomWordDetector("tiny", n_pairs=200, random_state=0)
-    >>> detector = WinCLIPDetector("tiny", scorer=words).fit()
+    >>> detector = WinCLIPDetector("tiny").fit()
     >>> [anomaly_map.shape for anomaly_map in detector.anomaly_maps(photos)]
     [(96, 96), (96, 96)]
     """

@@ -69,6 +69,7 @@ def small_clip(tmp_path: Path) -> Callable[..., OpenCLIP]:
 def fitted(kind: str, clip: Any = "tiny", **params: Any) -> Any:
     if kind == "winclip":
         scorer = PromptDetector(clip, temperature=0.3)
+        params = {"window_sizes": (3,)} | params
         return WinCLIPDetector(clip, scorer=scorer, **params).fit()
     if kind == "sdp":
         return SDPDetector(clip, **params).fit()
