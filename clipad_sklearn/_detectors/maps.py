@@ -7,6 +7,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from scipy import ndimage
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -265,11 +266,24 @@ def batches(
 
 
 def upsampled(
-    maps: np.ndarray, size: tuple[int, int], *, align_corners: bool = False
+    maps: np.ndarray,
+    size: tuple[int, int],
+    *,
+    align_corners: bool = False,
+    sigma: float = 0,
 ) -> np.ndarray:
-    """Enlarge maps (..., rows, columns) to `size`, bilinearly."""
+    """Enlarge maps (..., rows, columns) to `size`, bilinearly; then smooth them.
+
+    `sigma` is the standard deviation of a Gaussian in pixels.
+    """
     rows = interpolation(maps.shape[-2], size[0], align_corners)
     columns = interpolation(maps.shape[-1], size[1], align_corners)
+    if sigma > 0:
+        # Linear too, so the few rows and columns are smoothed once for all maps.
+        rows, columns = (
+            ndimage.gaussian_filter1d(weights, sigma, axis=0)
+            for weights in (rows, columns)
+        )
     return rows @ maps @ columns.T
 
 

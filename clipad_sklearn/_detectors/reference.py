@@ -9,7 +9,6 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from scipy import ndimage
 from scipy.special import expit
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options, RealNotInt, StrOptions
@@ -739,9 +738,7 @@ default=None
         deviation = deviation_of(patch_scores[np.newaxis], self.patch_scale_)
         # As of the median of all, so that what is ignored leaks nowhere.
         deviation[self._ignored_patches([image_size], patch_scores.shape[1:])] = 0
-        anomaly_map = upsampled(deviation[0], self.input_size_)
-        if self.sigma > 0:
-            anomaly_map = ndimage.gaussian_filter(anomaly_map, self.sigma)
+        anomaly_map = upsampled(deviation[0], self.input_size_, sigma=self.sigma)
         anomaly_map = sized(expit(anomaly_map - SPREADS), size, image_size)
         if self.ignore is not None:
             pixels = ignored_pixels(self.ignore, image_size)

@@ -8,7 +8,6 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from scipy import ndimage
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from .._clip.models import load
@@ -281,8 +280,8 @@ class SDPDetector(MapDetector):
         stages, _ = tower.dual_path_scores(
             pixels, ends, self.alias_compat, self._prototypes(class_names)
         )
-        maps = upsampled(stages.mean(axis=0), tower.input_size)
-        return self._smoothed((1 + maps) / 2)
+        maps = upsampled(stages.mean(axis=0), tower.input_size, sigma=self.sigma)
+        return (1 + maps) / 2
 
     def _prototypes(self, class_names: str | list[str] | None) -> np.ndarray:
         """Vectors of both states, for all images (1, 2, d) or each (n, 2, d)."""
@@ -291,11 +290,6 @@ class SDPDetector(MapDetector):
             return prompts.prototypes_[:1]
         names = [class_names] if isinstance(class_names, str) else class_names
         return prototypes_of(prompts, names)
-
-    def _smoothed(self, maps: np.ndarray) -> np.ndarray:
-        if self.sigma == 0:
-            return maps
-        return ndimage.gaussian_filter(maps, (0, self.sigma, self.sigma))
 
 
 def stage_ends(layers: Any, depth: int) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from scipy import ndimage
 from scipy.special import expit
 from sklearn.base import clone
 from sklearn.utils import check_random_state
@@ -351,8 +352,11 @@ class SDPPlusDetector(SDPDetector):
         )
         size = tower.input_size
         logits = upsampled(trained, size, align_corners=True) / self.temperature
-        maps = expit(logits).mean(axis=0) + upsampled(stages.mean(axis=0), size)
-        return self._smoothed((1 + maps) / 3)
+        maps = expit(logits).mean(axis=0)
+        if self.sigma > 0:
+            maps = ndimage.gaussian_filter(maps, (0, self.sigma, self.sigma))
+        surgery = upsampled(stages.mean(axis=0), size, sigma=self.sigma)
+        return (1 + maps + surgery) / 3
 
     # -- keeping layers ----------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -277,6 +278,12 @@ def test_interpolation_is_that_of_torch(
     np.testing.assert_allclose(got, expected, atol=1e-12)
     weights = interpolation(n_in, n_out, align_corners)
     np.testing.assert_allclose(weights.sum(axis=1), 1)
+    for sigma in (0.7, 4, 50):  # the last reaches beyond all borders
+        smooth = ndimage.gaussian_filter(got, (0, sigma, sigma))
+        at_once = upsampled(
+            maps, (n_out, n_out + 2), align_corners=align_corners, sigma=sigma
+        )
+        np.testing.assert_allclose(at_once, smooth, atol=1e-12)
 
 
 # -- vision towers -------------------------------------------------------------------
