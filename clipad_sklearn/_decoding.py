@@ -124,8 +124,8 @@ def decoded(content: bytes) -> Iterator[tuple[Image.Image, Traits]]:
     """
     with reasons(content):
         image = open_file(content)
-        if _n_pages(content, image.format) > 1:
-            _warn_of_pages()
+    if _n_pages(content, image.format) > 1:
+        _warn_of_pages()
     with _pixels.taking(image.size[0] * image.size[1]):
         with reasons(content):
             try:
@@ -302,7 +302,7 @@ def _loaded(image: Any) -> tuple[Image.Image, Traits]:
 
 
 def _n_pages(content: bytes, kind: str | None) -> int:
-    """Return how many images a file holds that are no previews, at most 2."""
+    """Count the pictures in a file other than previews, no further than 2."""
     # Other formats keep previews and depth there.
     if kind not in ("TIFF", "GIF", "WEBP", "PNG"):
         return 1
@@ -314,12 +314,13 @@ def _n_pages(content: bytes, kind: str | None) -> int:
         if kind != "TIFF":
             return 2
         image.seek(1)
-        return 1 if int(image.tag_v2.get(_KIND_OF_PAGE, 0)) & 1 else 2
+        # A smaller copy, or a mask of what is transparent.
+        return 1 if int(image.tag_v2.get(_KIND_OF_PAGE, 0)) & 5 else 2
     return 1
 
 
 def _warn_of_pages() -> None:
-    # The same words for each image, so that Python shows them once.
+    # The same words for each image, so that they are shown once.
     warnings.warn(
         "A file holds several pages or pictures; only the first is read. Save each as "
         "a file of its own.",

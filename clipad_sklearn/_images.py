@@ -301,7 +301,7 @@ def _brightest(image: Image.Image) -> int:
 
 
 def _warn_of_few_bits(n_bits: int, highest: int) -> None:
-    # The same words for each image, so that Python shows them once.
+    # The same words for each image, so that they are shown once.
     remedy = {
         4095: "If its camera gives 10 or 12 bits, multiply the pixels by 64 or 16.",
         255: "If these are 8-bit values, save it with 8 bits.",

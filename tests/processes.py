@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -42,14 +43,13 @@ class Forked:
                     os.chdir(cwd)
                 result = work()
                 status = result if isinstance(result, int) else 0
-                for open_stream in (sys.stdout, sys.stderr):
-                    if open_stream is not None:
-                        open_stream.flush()
             except BaseException:
-                traceback.print_exc()
-                raise
+                with contextlib.suppress(Exception):
+                    traceback.print_exc()
             finally:
-                sys.stderr.flush()
+                for open_stream in (sys.stdout, sys.stderr):
+                    with contextlib.suppress(Exception):  # it may be None, or closed
+                        open_stream.flush()
                 os._exit(status)
 
     def poll(self) -> int | None:
@@ -63,10 +63,7 @@ class Forked:
 
     def wait(self, seconds: float = 300) -> int:
         """Wait for the end; return the exit status, negative for a signal."""
-        end = time.monotonic() + seconds
-        while self.poll() is None:
-            assert time.monotonic() < end, "the process does not end"
-            time.sleep(0.002)
+        self._wait_for(lambda: False, seconds)
         assert self.status is not None
         return self.status
 
@@ -77,12 +74,22 @@ class Forked:
 
     def kill_when(self, condition: Callable[[], object]) -> None:
         """Kill it as soon as a condition holds."""
-        end = time.monotonic() + 300
-        while self.poll() is None and not condition():
-            assert time.monotonic() < end
-            time.sleep(0.002)
+        self._wait_for(condition, 300)
         self.kill()
         self.wait()
+
+    def _wait_for(self, condition: Callable[[], object], seconds: float) -> None:
+        """Wait until it ends or a condition holds; never leave it behind."""
+        end = time.monotonic() + seconds
+        try:
+            while self.poll() is None and not condition():
+                assert time.monotonic() < end, "the process does not end"
+                time.sleep(0.002)
+        except BaseException:
+            if self.poll() is None:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+            raise
 
     def _read_streams(self) -> None:
         for stream in self._streams:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 import joblib
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from processes import Forked
 from sklearn.base import clone
@@ -22,7 +22,6 @@ from sklearn.pipeline import make_pipeline
 
 from clipad_sklearn import (
     CLIPImageEncoder,
-    FeedForwardClassifier,
     FusionDetector,
     OpenCLIP,
     PromptDetector,
@@ -71,7 +70,6 @@ def test_eight_threads_score_as_one(photo_files: list[str]) -> None:
         np.testing.assert_allclose(found, expected[max(0, i - 6)], atol=1e-5)
 
 
-@pytest.mark.usefixtures("on_processor")
 def test_one_opened_image_many_times(photo_files: list[str]) -> None:
     """The threads that read ahead meet in the same object."""
     expected = UNCACHED.encode_image(photo_files[:1])
@@ -84,34 +82,47 @@ def test_one_opened_image_many_times(photo_files: list[str]) -> None:
 # -- processes -------------------------------------------------------------------
 
 
-def _fit_and_score(detector: Any, photos: list[Any]) -> Any:
+_SCRIPT = """
+import multiprocessing
+import numpy as np
+from sklearn.pipeline import make_pipeline
+from clipad_sklearn import CLIPImageEncoder, OpenCLIP, RandomWordDetector
+from clipad_sklearn import FeedForwardClassifier
+
+rng = np.random.default_rng(0)
+photos = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(8)]
+clip = OpenCLIP("tiny", embedding_cache=None)
+classifier = FeedForwardClassifier((64,), min_steps=40, n_epochs=1)
+detector = make_pipeline(
+    CLIPImageEncoder(clip),
+    RandomWordDetector(clip, n_pairs=40, classifier=classifier, random_state=0),
+)
+
+def fit_and_score(detector):
     return detector.fit(None).score_samples(photos)
+
+expected = fit_and_score(detector)
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    scores = pool.apply_async(detector.score_samples, (photos,)).get(200)
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    scores = pool.apply_async(fit_and_score, (detector,)).get(200)
+    np.testing.assert_allclose(scores, expected, atol=1e-2)
+print("done")
+"""
 
 
 @needs_posix
-@pytest.mark.usefixtures("on_processor")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_processes_started_after_torch_has_computed(
-    method: str, photos: list[np.ndarray]
-) -> None:
-    classifier = FeedForwardClassifier((64,), min_steps=40, n_epochs=1)
-    words = RandomWordDetector(
-        UNCACHED, n_pairs=40, classifier=classifier, random_state=0
-    )
-    detector = make_pipeline(CLIPImageEncoder(UNCACHED), words)
-
-    def work() -> None:
+def test_forked_after_torch_has_computed() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", _SCRIPT],
         # More than one thread, or there would be nothing that a fork could lose.
-        torch.set_num_threads(2 if method == "fork" else 1)
-        expected = _fit_and_score(detector, photos)
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            scores = pool.apply_async(detector.score_samples, (photos,)).get(200)
-            np.testing.assert_allclose(scores, expected, atol=1e-4)
-            scores = pool.apply_async(_fit_and_score, (detector, photos)).get(200)
-            np.testing.assert_allclose(scores, expected, atol=1e-2)
-
-    process = Forked(work)
-    assert process.wait() == 0, process.printed[1]
+        env=os.environ | {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "done\n"
 
 
 def test_joblib_processes(photo_files: list[str]) -> None:
@@ -225,7 +236,6 @@ def test_failed_fit_changes_nothing(name: str, photos: list[Any]) -> None:
 # -- killed writes ---------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("on_processor")
 @pytest.mark.parametrize("n_files", [1, 5])
 def test_killed_while_writing_maps(
     n_files: int, photo_files: list[str], tmp_path: Path

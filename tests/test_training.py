@@ -80,7 +80,7 @@ def test_smoke_run_is_killed_goes_on_and_learns(tmp_path):
     assert min(entry["loss"] for entry in after) < log[0]["loss"] - 0.3
     assert log[-1]["text"] < 0.75 * log[0]["text"]
 
-    # The vocabulary is the same in every process.
+    # The vocabulary, made once more, is the same.
     vocabulary.write_vocabulary(tmp_path / "here", SMOKE.merges)
     assert (tmp_path / "here").read_bytes() == (folder / VOCABULARY).read_bytes()
 

@@ -377,7 +377,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         "--ignore",
         metavar="MASK",
         help="image of the photos' size, white where nothing counts, such as a serial "
-        "number, and black elsewhere (with --good or --method mutual)",
+        "number, and black elsewhere (methods reference and mutual)",
     )
     _add_clip(parser)
     parser.add_argument("--class-name", metavar="NAME", help="what the photos show")
@@ -576,8 +576,8 @@ def _check_method(given: dict[str, Any]) -> None:
     if "tiles" in given and method == "sdp-plus":
         raise UsageError("--tiles cannot be combined with --method sdp-plus")
     if "ignore" in given:
-        if "good" not in given and method != "mutual":
-            raise UsageError("--ignore needs --good, or --method mutual")
+        if method not in ("reference", "mutual"):
+            raise UsageError("--ignore is for the methods reference and mutual only")
         if "tiles" in given:
             raise UsageError("--ignore cannot be combined with --tiles")
         if not os.path.isfile(given["ignore"]):

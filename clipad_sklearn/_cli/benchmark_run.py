@@ -63,7 +63,8 @@ def category_names(settings: BenchmarkSettings) -> list[str]:
     names = _folders(settings.root)
     if not names:
         raise UsageError(f"--root {settings.root}: has no folder of a category")
-    if settings.data == "mvtec" and {"train", "test"} & set(names):
+    parts = [os.path.join(settings.root, part, "good") for part in ("train", "test")]
+    if settings.data == "mvtec" and any(map(os.path.isdir, parts)):
         folder, name = os.path.split(os.path.abspath(settings.root))
         raise UsageError(
             f"--root {settings.root}: is the folder of one category; write "

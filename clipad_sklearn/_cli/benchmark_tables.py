@@ -375,10 +375,12 @@ def compare(a: dict[str, Any], b: dict[str, Any], names: Sequence[str]) -> str:
 def _only_in_one(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Say which categories and methods cannot be compared, as one has none."""
     of_both = [
-        [*results["categories"], *results["settings"]["methods"]] for results in (a, b)
+        [f"category {name}" for name in results["categories"]]
+        + [f"method {name}" for name in results["settings"]["methods"]]
+        for results in (a, b)
     ]
     return [
-        f"{name}: left out, it is only in the {which}."
+        f"{name}: left out, only the {which} has it."
         for which, names, others in (
             ("first", of_both[0], of_both[1]),
             ("second", of_both[1], of_both[0]),

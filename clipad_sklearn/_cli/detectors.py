@@ -89,7 +89,7 @@ def obtain_detector(
         class_name=settings.class_name,
         random_state=settings.random_state,
         layers=settings.layers,
-        ignore=_mask(settings.ignore),
+        ignore=_mask(settings.ignore, [*good, *paths]),
         normal=settings.normal,
         anomalous=settings.anomalous,
     )
@@ -190,14 +190,23 @@ class TileScorer:
 # -- files ---------------------------------------------------------------------
 
 
-def _mask(path: str | None) -> np.ndarray | None:
-    """Return which pixels do not count."""
+def _mask(path: str | None, photos: Sequence[str]) -> np.ndarray | None:
+    """Return which pixels of the photos do not count."""
     if path is None:
         return None
     try:
-        return mask_pixels(path)
+        mask = mask_pixels(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"--ignore {path}: {error}") from error
+    height, width = mask.shape
+    for photo in photos:
+        with contextlib.suppress(OSError, ValueError):  # said where it is scored
+            if (size := image_size(photo)) != mask.shape:
+                raise UsageError(
+                    f"--ignore {path}: is {width} x {height} pixels, but {photo} is "
+                    f"{size[1]} x {size[0]}; score photos of one size at a time"
+                )
+    return mask
 
 
 def _load(path: str) -> Any:

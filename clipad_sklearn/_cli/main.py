@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import importlib
 import os
 import signal
@@ -67,7 +68,7 @@ def _run(argv: Sequence[str] | None) -> int:
     command, settings = parse(argv)
     set_quiet(getattr(settings, "quiet", False))
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = functools.partial(_show_warning, set())
         try:
             if hasattr(settings, "quiet"):
                 stage("starting: loading libraries")
@@ -131,7 +132,14 @@ def _terminate(*_: Any) -> None:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], *place: Any, **more: Any
+    shown: set[str],
+    message: Warning | str,
+    category: type[Warning],
+    *place: Any,
+    **more: Any,
 ) -> None:
     text = " ".join(str(message).split())
+    if text in shown:  # of another photo
+        return
+    shown.add(text)
     print_error(f"clipad: warning: {printable(text)}")

@@ -52,7 +52,8 @@ def run(settings: ScoreSettings) -> int:
         say(note)
     n_unlisted = sum(photos.n_unreadable for photos in found)
     paths, references, good, bad = (photos.paths for photos in found)
-    check_writable(settings.files, [*paths, *references, *good, *bad])
+    masks = [] if settings.ignore is None else [settings.ignore]
+    check_writable(settings.files, [*paths, *references, *good, *bad, *masks])
     if settings.maps:
         from .maps import check_map_folder
 

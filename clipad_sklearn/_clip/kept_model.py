@@ -119,16 +119,14 @@ def _key(kind: type, clip: OpenCLIP) -> str | None:
 
 
 def _device(clip: OpenCLIP) -> str:
-    """Return the device and what it is, on which the precision "auto" depends."""
-    may_be_gpu = os.name == "nt" or any(map(os.path.exists, _GPU_FILES))
-    if clip.device in ("auto", "cpu") and not may_be_gpu:
+    """Return the device; with its name where the precision "auto" depends on it."""
+    if clip.device != "auto":
+        return str(clip.device)
+    if os.name != "nt" and not any(map(os.path.exists, _GPU_FILES)):
         return "cpu"
-    device = str(torch_device(clip))  # only torch knows which one that is
-    if not device.startswith("cuda"):
+    device = torch_device(clip)  # only torch knows which one that is
+    if device != "cuda":
         return device
     import torch
 
-    try:
-        return f"{device} {torch.cuda.get_device_name(device)}"
-    except (AssertionError, RuntimeError, ValueError):
-        return device  # what is wrong with it is said when the model is loaded
+    return f"{device} {torch.cuda.get_device_name()}"

@@ -6,6 +6,7 @@ columns of each photo, so memory is bounded however many photos there are.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from numbers import Integral
@@ -207,10 +208,9 @@ class PatchMatcher:
         upright = [tokens[:, 0] for tokens in self.references]
         kept = n * n * rows * columns if self.count(n - 1) > 1 else 0
         if orientations == 1 and kept <= _LARGEST_KEPT:
-            try:
+            with contextlib.suppress(torch.cuda.OutOfMemoryError):
                 return self.mean_over_blocks(upright, self._pair_distances)
-            except torch.cuda.OutOfMemoryError:
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
         return self.one_by_one(upright, batch_size)
 
     def one_by_one(self, photos: Sequence[Tensor], batch_size: int) -> Tensor:
@@ -223,8 +223,21 @@ class PatchMatcher:
 
         parts = []
         for own in torch.arange(len(photos[0])).split(batch_size):
-            parts.append(self.scores([tokens[own] for tokens in photos], own))
+            parts += self._in_parts(photos, own)
         return torch.cat(parts, dim=1)
+
+    def _in_parts(self, photos: Sequence[Tensor], own: Tensor) -> list[Tensor]:
+        """Score some references: fewer at once if the GPU's memory is short."""
+        import torch
+
+        try:
+            return [self.scores([tokens[own] for tokens in photos], own)]
+        except torch.cuda.OutOfMemoryError:
+            if len(own) == 1:
+                raise
+        torch.cuda.empty_cache()
+        halves = own.tensor_split(2)
+        return [part for half in halves for part in self._in_parts(photos, half)]
 
     def mean_over_blocks(self, queries: Sequence[Tensor], distances: Any) -> Tensor:
         """Average over neighbourhoods and blocks, on the finest grid.

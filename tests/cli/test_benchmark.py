@@ -629,8 +629,8 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert main(["benchmark", "compare", *given]) == 0
         text = capsys.readouterr().out
-        for name in ("wood", "clip-ac"):
-            assert f"{name}: left out, it is only in the {which}." in text
+        for name in ("category wood", "method clip-ac"):
+            assert f"{name}: left out, only the {which} has it." in text
 
     # Other images cannot be paired.
     changed = json.loads(Path(second).read_text())

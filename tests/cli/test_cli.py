@@ -393,6 +393,21 @@ def test_what_does_not_count(few: Path, tmp_path: Path) -> None:
         assert not np.load(path)[:, :20].any()
 
 
+def test_what_does_not_count_has_the_size_of_the_photos(
+    few: Path, tmp_path: Path, capsys: Any
+) -> None:
+    mask = tmp_path / "mask.png"
+    Image.new("1", (48, 48)).save(mask)
+    Image.new("RGB", (40, 30)).save(few / "other.png")
+    options = ["--clip", "tiny", "--method", "mutual", "--ignore", str(mask)]
+    assert main(["score", str(few), *options]) == 2
+    said = capsys.readouterr().err
+    assert f"--ignore {mask}: is 48 x 48 pixels, but {few / 'other.png'} is" in said
+    (few / "other.png").unlink()
+    assert main(["score", str(few), *options, "--save", str(mask)]) == 2
+    assert "is one of the photos" in capsys.readouterr().err
+
+
 def test_good_photos_and_words_together(folder: Path, tmp_path: Path) -> None:
     good, bad = str(folder / "good"), str(folder / "bad")
     report = score(tmp_path, bad, *TINY, "--good", good)
@@ -561,7 +576,8 @@ def test_a_saved_threshold_is_kept(folder: Path, tmp_path: Path, capsys) -> None
         (["score", "few", "--confidence", "0.9"], "--confidence needs --calibrate"),
         (["score", "few", "--normal", "clean {}"], "--normal requires --anomalous"),
         (["score", "few", "--method", "reference"], "needs --good FOLDER"),
-        (["score", "few", "--ignore", "few/0.png"], "--ignore needs --good"),
+        (["score", "few", "--ignore", "few/0.png"], "--ignore is for the methods"),
+        (["score", "few", *TINY, "--good", "g", "--ignore", "m"], "--ignore is for"),
         (["score", "few", "--good", "g", "--ignore", "no.png"], "is not a file"),
         (["score", "few", "--load", "d", "--ignore", "m.png"], "--ignore has no"),
         (["score", "few", "--method", "mutual", "--good", "g"], "leave out --good"),

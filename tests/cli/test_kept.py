@@ -16,7 +16,7 @@ from clipad_sklearn._cli.detectors import new_detector
 from clipad_sklearn._cli.kept import learned_words
 from clipad_sklearn._cli.main import main
 from clipad_sklearn._cli.methods import Choices
-from clipad_sklearn._clip import encoding, models
+from clipad_sklearn._clip import encoding, kept_model, models
 from clipad_sklearn._clip.embedding_cache import FolderCache, open_cache
 
 
@@ -62,6 +62,21 @@ def test_learned_words_are_the_same_when_kept(tmp_path: Path, no_model: Any) -> 
             )
         np.testing.assert_array_equal(kept, value)
     assert vars(second).keys() == vars(first).keys()
+
+
+def test_where_there_may_be_a_gpu(
+    photo_files: list[str], tmp_path: Path, no_model: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(kept_model, "_GPU_FILES", (str(tmp_path),))
+    clip = OpenCLIP("tiny", embedding_cache=str(tmp_path / "cache"))
+    expected = clip.encode_image(photo_files)
+    no_model()
+    np.testing.assert_array_equal(clip.encode_image(photo_files), expected)
+    # What another GPU would choose is not known.
+    monkeypatch.setattr(kept_model, "torch_device", lambda clip: "cuda")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "another")
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        clip.encode_image(photo_files)
 
 
 def test_words_of_tiles_are_kept(tmp_path: Path, no_model: Any) -> None:

@@ -164,10 +164,18 @@ def test_a_folder_too_large_for_the_memory_of_a_gpu(
     def refuse(*arguments: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
+    def of_few(self: Any, queries: Any, own: Any) -> Any:
+        sizes.append(len(own))
+        return refuse() if len(own) > 2 else scores(self, queries, own)
+
+    sizes: list[int] = []
+    scores = PatchMatcher.scores
     monkeypatch.setattr(PatchMatcher, "_pair_distances", refuse)
+    monkeypatch.setattr(PatchMatcher, "scores", of_few)
     np.testing.assert_allclose(
         _squares(matcher.leave_one_out(4)), _squares(expected), atol=1e-5
     )
+    assert sizes == [4, 2, 2, 4, 2, 2, 1]
 
 
 def test_grids_of_different_size() -> None:
