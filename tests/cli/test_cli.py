@@ -889,7 +889,8 @@ def test_a_report_names_every_setting_that_decides_scores():
     decide = {
         "paths", "method", "good", "load", "class_name", "normal", "anomalous",
         "random_state", "scorer", "layers", "tiles", "ignore", "threshold",
-        "contamination", "calibrate", "bad", "max_false_alarm", "confidence", "shift_test",
+        "contamination", "calibrate", "bad", "max_false_alarm", "confidence",
+        "shift_test",
     }  # fmt: skip
     names = {field.name for field in dataclasses.fields(ScoreSettings)}
     assert names == decide | {*ScoreSettings.of_outputs, *ScoreSettings.of_clip}
