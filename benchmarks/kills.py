@@ -148,7 +148,9 @@ def content(path: Path) -> Any:
     if path.suffix == ".json":
         found = json.loads(path.read_text())
         if isinstance(found, dict):
-            found.pop("times", None)
+            # The last two depend on where the folder is.
+            for name in ("times", "images", "job"):
+                found.pop(name, None)
         return found
     return "" if path.name == "times.csv" else path.read_text("utf-8")
 
