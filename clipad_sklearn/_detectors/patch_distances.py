@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Cosines computed at once.
-_BLOCK = 2**23
+LARGEST_BLOCK = 2**23
 # At most this many cosines of a folder with itself are kept; with more each pair of
 # photos is computed twice.
 _LARGEST_KEPT = 2**29
@@ -58,7 +58,7 @@ def nearest_anywhere(queries: Tensor, references: Tensor, neighborhood: int) -> 
     n_queries, n_patches = queries.shape[0], queries.shape[1] * queries.shape[2]
     rows = queries.flatten(0, 2)
     per_photo = references.shape[1] * n_patches
-    step = max(1, _BLOCK // (len(rows) * per_photo))
+    step = max(1, LARGEST_BLOCK // (len(rows) * per_photo))
     result = queries.new_empty(len(rows), len(references))
     for start in range(0, len(references), step):
         part = references[start : start + step].flatten(0, 1)
@@ -107,7 +107,7 @@ def nearest_of(
 
     n_queries, rows = len(queries), queries.flatten(0, 2)
     best = rows.new_full((len(rows),), -float("inf"))
-    step = max(1, _BLOCK // len(rows))
+    step = max(1, LARGEST_BLOCK // len(rows))
     for start in range(0, len(patches), step):
         part = slice(start, start + step)
         cosines = rows @ functional.normalize(patches[part].float(), dim=-1).T
@@ -173,14 +173,17 @@ class PatchMatcher:
         return count_neighbors(self.n_neighbors, n_references)
 
     def scores(
-        self, queries: Sequence[Tensor], own: Tensor | None = None, view: int = 0
+        self,
+        queries: Sequence[Tensor],
+        own: Tensor | None = None,
+        views: Sequence[int] | None = None,
     ) -> Tensor:
         """Score the patches of photos: (n_places, n_queries, rows, columns).
 
         `queries` holds tokens of each block, (n_queries, rows, columns, width). `own`
         are the numbers of the references that the photos are, if they are. The same
-        place is looked for in this `view` of the references: the number of their
-        orientation, or of their tile.
+        place is looked for in the upright references, or for each query in one of the
+        `views`: the number of a tile.
         """
 
         def distances(tokens: Tensor, block: int, side: int) -> list[Tensor]:
@@ -191,14 +194,31 @@ class PatchMatcher:
                 if place == "anywhere":
                     cosines = nearest_anywhere(features, references, side)
                 else:
-                    upright = patch_features(references[:, view], side)
-                    cosines = nearest_in_place(features, upright, self.radius)
+                    cosines = self._in_place(features, references, side, views)
                 if own is not None:
                     _leave_out(cosines, own)
                 found.append(mean_distance(cosines, self.count(n_compared)))
             return found
 
         return self.mean_over_blocks(queries, distances)
+
+    def _in_place(
+        self,
+        features: Tensor,
+        references: Tensor,
+        side: int,
+        views: Sequence[int] | None,
+    ) -> Tensor:
+        import torch
+
+        if views is None:
+            upright = patch_features(references[:, 0], side)
+            return nearest_in_place(features, upright, self.radius)
+        found = []
+        for query, view in zip(features.split(1), views, strict=True):
+            here = patch_features(references[:, view], side)
+            found.append(nearest_in_place(query, here, self.radius))
+        return torch.cat(found)
 
     def leave_one_out(self, batch_size: int) -> Tensor:
         """Score the patches of each reference against all others."""
@@ -289,7 +309,7 @@ class PatchMatcher:
         n_here).
         """
         n, rows, columns = tokens.shape[:3]
-        step = max(1, int((_BLOCK**0.5) / (rows * columns)))
+        step = max(1, int((LARGEST_BLOCK**0.5) / (rows * columns)))
         ranges = [slice(i, min(i + step, n)) for i in range(0, n, step)]
         for number, here in enumerate(ranges):
             ours = patch_features(tokens[here], side)

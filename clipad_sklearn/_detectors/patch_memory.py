@@ -83,13 +83,16 @@ class ThinnedMatcher(PatchMatcher):
         self.kept = kept
 
     def scores(
-        self, queries: Sequence[Tensor], own: Tensor | None = None, view: int = 0
+        self,
+        queries: Sequence[Tensor],
+        own: Tensor | None = None,
+        views: Sequence[int] | None = None,
     ) -> Tensor:
         """Score the patches of photos: (1, n_queries, rows, columns).
 
         `queries` holds tokens of each block, (n_queries, rows, columns, width). `own`
         are the numbers of the references that the photos are, if they are: of these
-        photos no patch counts. `view` plays no role.
+        photos no patch counts. `views` play no role.
         """
         kept = iter(self.kept)
 

@@ -10,6 +10,7 @@ import numpy as np
 from .._clip import read_once
 from .._clip.encoding import pixel_batches
 from .._clip.settings import check_clip
+from .patch_distances import LARGEST_BLOCK
 from .reference import SPREADS, ReferenceDetector, check_layers, deviation_of, scale_of
 from .references import Photo, References, photo_ids
 from .tiles import Tiles
@@ -197,8 +198,16 @@ class TiledReferences(ReferenceDetector):
         own: torch.Tensor | None = None,
     ) -> np.ndarray:
         """Return patch scores (n_tiles, n_places, rows, columns) of one photo."""
+        n_tiles = len(queries[0])
+        n_patches = max(block.shape[1] * block.shape[2] for block in queries)
+        # So many that their cosines to a reference photo fit a block.
+        of_photo = n_tiles * self.orientations * n_patches
+        step = max(1, LARGEST_BLOCK // (n_patches * of_photo))
         found = []
-        for view in range(len(queries[0])):
-            tile = [block[view : view + 1] for block in queries]
-            found.append(matcher.scores(tile, own, view)[:, 0].cpu().numpy())
-        return np.stack(found)
+        for start in range(0, n_tiles, step):
+            tiles = [block[start : start + step] for block in queries]
+            views = range(n_tiles)[start : start + step]
+            photo = None if own is None else own.expand(len(views))
+            scores = matcher.scores(tiles, photo, views)
+            found.append(scores.movedim(1, 0).cpu().numpy())
+        return np.concatenate(found)

@@ -59,7 +59,7 @@ def test_equals_plain_loops(
     orientations: int,
     radius: int,
 ) -> None:
-    monkeypatch.setattr(patch_distances, "_BLOCK", block)
+    monkeypatch.setattr(patch_distances, "LARGEST_BLOCK", block)
     references = [_tokens(5, orientations, seed) for seed in (0, 1)]
     queries = [_tokens(2, 1, seed)[:, 0] for seed in (2, 3)]
     matcher = PatchMatcher(
@@ -147,7 +147,7 @@ def test_pairs_once_or_twice(
 ) -> None:
     """Beyond a bound on memory each pair of photos is computed twice."""
     matcher = PatchMatcher([_tokens(9)], (1, 3), ("anywhere", "same"), 0, n_neighbors)
-    monkeypatch.setattr(patch_distances, "_BLOCK", 1200)  # two photos at once
+    monkeypatch.setattr(patch_distances, "LARGEST_BLOCK", 1200)  # two photos at once
     once = matcher.leave_one_out(4)
     monkeypatch.setattr(patch_distances, "_LARGEST_KEPT", -1)
     np.testing.assert_allclose(

@@ -30,7 +30,7 @@ def _squares(scores: Any) -> np.ndarray:
 def test_equals_plain_loops(
     orientations: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patch_distances, "_BLOCK", block)
+    monkeypatch.setattr(patch_distances, "LARGEST_BLOCK", block)
     references = [_tokens(4, orientations, seed) for seed in (0, 1)]
     queries = [_tokens(2, 1, seed)[:, 0] for seed in (2, 3)]
     order, sides = [2, 0, 3, 1], (1, 3)
