@@ -100,7 +100,8 @@ class TestOpenImage:
         ]
         file = io.BytesIO()
         frames[0].save(file, "TIFF", save_all=True, append_images=frames[1:])
-        assert np.asarray(open_image(file.getvalue())).max() == 9
+        with pytest.warns(UserWarning, match="only the first is read"):
+            assert np.asarray(open_image(file.getvalue())).max() == 9
 
 
 def _huge_png() -> bytes:

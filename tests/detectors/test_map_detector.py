@@ -431,7 +431,9 @@ def test_maps_before_an_unreadable_image(kind: str, photos: list[np.ndarray]) ->
 def test_generators_of_images(photos: list[np.ndarray]) -> None:
     """Also where images are gone through more than once."""
     for detector in (
-        WinCLIPDetector("tiny", contamination=0.25, pixel_contamination=0.1),
+        WinCLIPDetector(
+            "tiny", window_sizes=(3,), contamination=0.25, pixel_contamination=0.1
+        ),
         SDPDetector("tiny", image_score="prompts+map", contamination=0.25),
     ):
         scores = detector.fit(iter(photos)).score_samples(iter(photos))
