@@ -236,6 +236,7 @@ def test_failed_fit_changes_nothing(name: str, photos: list[Any]) -> None:
 # -- killed writes ---------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("on_processor")
 @pytest.mark.parametrize("n_files", [1, 5])
 def test_killed_while_writing_maps(
     n_files: int, photo_files: list[str], tmp_path: Path
@@ -251,6 +252,7 @@ def test_killed_while_writing_maps(
             image.load()  # raises where anything is missing
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_killed_while_saving_layers(tmp_path: Path) -> None:
     path = tmp_path / "layers.safetensors"
     detector = SDPPlusDetector("tiny")
