@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ class Forked:
                     os.dup2(stream.fileno(), number)
                 sys.stdout = os.fdopen(1, "w", closefd=False)
                 sys.stderr = os.fdopen(2, "w", closefd=False)
+                faulthandler.enable(sys.stderr)
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 warnings.resetwarnings()
@@ -63,7 +65,7 @@ class Forked:
 
     def wait(self, seconds: float = 300) -> int:
         """Wait for the end; return the exit status, negative for a signal."""
-        self._wait_for(lambda: False, seconds)
+        self.wait_for(lambda: False, seconds)
         assert self.status is not None
         return self.status
 
@@ -74,21 +76,25 @@ class Forked:
 
     def kill_when(self, condition: Callable[[], object]) -> None:
         """Kill it as soon as a condition holds."""
-        self._wait_for(condition, 300)
+        self.wait_for(condition)
         self.kill()
         self.wait()
 
-    def _wait_for(self, condition: Callable[[], object], seconds: float) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 300) -> None:
         """Wait until it ends or a condition holds; never leave it behind."""
         end = time.monotonic() + seconds
         try:
             while self.poll() is None and not condition():
-                assert time.monotonic() < end, "the process does not end"
+                if time.monotonic() > end:
+                    self.kill(signal.SIGABRT)  # it says where it is
+                    while self.poll() is None:
+                        time.sleep(0.002)
+                    raise AssertionError(("the process does not end", *self.printed))
                 time.sleep(0.002)
         except BaseException:
-            if self.poll() is None:
-                os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
+            self.kill()
+            while self.poll() is None:
+                time.sleep(0.002)
             raise
 
     def _read_streams(self) -> None:

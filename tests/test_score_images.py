@@ -105,14 +105,28 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    """Two worker processes of one thread each."""
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=":0"
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        yield client
+    """Two worker processes of one thread each, and others in place of killed ones.
+
+    They are forks of a process that has the libraries, or each would take seconds to
+    start; `test_command_on_this_machine` starts one as a user does.
+    """
+    import dask
+
+    if hasattr(os, "fork"):
+        method = {"distributed.worker.multiprocessing-method": "forkserver"}
+    else:
+        method = {}
+    with dask.config.set(method):
+        if method:
+            context = distributed.utils.get_mp_context()  # sets a list of its own
+            context.set_forkserver_preload(["distributed", "open_clip", "sklearn.svm"])
+        with (
+            distributed.LocalCluster(
+                n_workers=2, threads_per_worker=1, dashboard_address=":0"
+            ) as cluster,
+            distributed.Client(cluster) as client,
+        ):
+            yield client
 
 
 @pytest.fixture

@@ -34,8 +34,6 @@ from training.settings import (
 )
 from training.train import Trainer, learning_rate
 
-make_corpus = vocabulary.corpus
-
 
 def read_log(folder):
     lines = (folder / "log.jsonl").read_text().splitlines()
@@ -44,7 +42,7 @@ def read_log(folder):
 
 @pytest.fixture(scope="module")
 def words():
-    return make_corpus()
+    return vocabulary.corpus()
 
 
 @pytest.fixture(autouse=True)
@@ -53,16 +51,21 @@ def _one_corpus(words, monkeypatch):
     monkeypatch.setattr(vocabulary, "corpus", lambda: words)
 
 
-def test_smoke_run_is_killed_goes_on_and_learns(tmp_path):
+@pytest.fixture(scope="module")
+def smoke_vocabulary(words, tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / VOCABULARY
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "corpus", lambda: words)
+        vocabulary.write_vocabulary(path, SMOKE.merges)
+    return path
+
+
+def test_smoke_run_is_killed_goes_on_and_learns(smoke_vocabulary, tmp_path):
     folder = tmp_path / "smoke"
     images = SMOKE.images // 2
     options = ["--smoke", "--run", str(folder), "--images", str(images)]
 
-    def train_first() -> None:
-        vocabulary.corpus = make_corpus  # as in a process of its own
-        train.main(options)
-
-    first = Forked(train_first)
+    first = Forked(lambda: train.main(options))
     first.kill_when((folder / "checkpoint.pt").exists)
     assert first.status == -signal.SIGKILL, first.printed
     before = read_log(folder) if (folder / "log.jsonl").exists() else []
@@ -80,9 +83,8 @@ def test_smoke_run_is_killed_goes_on_and_learns(tmp_path):
     assert min(entry["loss"] for entry in after) < log[0]["loss"] - 0.3
     assert log[-1]["text"] < 0.75 * log[0]["text"]
 
-    # The vocabulary, made once more, is the same.
-    vocabulary.write_vocabulary(tmp_path / "here", SMOKE.merges)
-    assert (tmp_path / "here").read_bytes() == (folder / VOCABULARY).read_bytes()
+    # The vocabulary, made by a process of its own, is the same here.
+    assert (folder / VOCABULARY).read_bytes() == smoke_vocabulary.read_bytes()
 
     # What it learned can be exported and loads without a warning.
     target = tmp_path / "exported"
@@ -267,13 +269,13 @@ def test_captions_that_count_come_with_wrong_counts():
 
 
 @pytest.mark.parametrize("exported", [True, False])
-def test_start_from_another_run(exported, tmp_path):
+def test_start_from_another_run(exported, smoke_vocabulary, tmp_path):
     pool, first, second = (tmp_path / name for name in ("pool", "first", "second"))
     for folder in (pool, first, second):
         folder.mkdir()
     write_shard(pool, 0, SMOKE)
-    vocabulary.write_vocabulary(first / "bpe_merges.txt.gz", SMOKE.merges)
-    shutil.copy(first / "bpe_merges.txt.gz", second)
+    for folder in (first, second):
+        shutil.copy(smoke_vocabulary, folder)
     trained = Trainer(first, pool, SMOKE)
     for _ in range(2):
         trained.run_step()

@@ -9,17 +9,21 @@ from typing import Any
 import pytest
 
 from clipad_sklearn import FeedForwardClassifier
+from clipad_sklearn._cli.methods import Choices
 
 
 @pytest.fixture(autouse=True)
 def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network of random words trains for few steps, in the process of the tests.
+    """In the process of the tests, random words are few and train for few steps.
 
-    Commands in processes of their own train it in full.
+    Commands in processes of their own learn in full.
     """
     defaults = FeedForwardClassifier.__init__.__kwdefaults__
     monkeypatch.setitem(defaults, "n_epochs", 1)
     monkeypatch.setitem(defaults, "min_steps", 10)
+    defaults = Choices.__init__.__defaults__
+    few = tuple(300 if value == 10_000 else value for value in defaults)
+    monkeypatch.setattr(Choices.__init__, "__defaults__", few)
 
 
 @pytest.fixture(scope="module")

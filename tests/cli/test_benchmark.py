@@ -495,11 +495,8 @@ def test_killed_and_resumed_gives_the_same_tables(tmp_path: Path) -> None:
     for _ in range(2):
         process = Forked(lambda: main(resumed))
         parts = len(list(killed.glob("parts/*.json")))
-        while process.poll() is None:
-            if len(list(killed.glob("parts/*.json"))) > parts:
-                time.sleep(rng.uniform(0, 0.5))
-                break
-            time.sleep(0.01)
+        process.wait_for(lambda: len(list(killed.glob("parts/*.json"))) > parts)
+        time.sleep(rng.uniform(0, 0.5))
         process.kill()
         process.wait()
     assert main(resumed) == 0

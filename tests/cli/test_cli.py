@@ -669,13 +669,16 @@ def waiting(few: Path, on_processor: None) -> Iterator[tuple[Forked, int]]:
         return main()
 
     process = Forked(run_slowly, few.parent)
-    writer = None
-    while writer is None:  # until the run reads it
-        try:
-            writer = os.open(few / "pipe", os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:
-            assert process.poll() is None, process.printed
-            time.sleep(0.05)
+    writers: list[int] = []
+
+    def is_reading() -> bool:
+        with contextlib.suppress(OSError):
+            writers.append(os.open(few / "pipe", os.O_WRONLY | os.O_NONBLOCK))
+        return bool(writers)
+
+    process.wait_for(is_reading)
+    assert process.status is None, process.printed
+    [writer] = writers
     os.set_blocking(writer, True)
     yield process, writer
     process.kill()
