@@ -492,10 +492,13 @@ def test_killed_and_resumed_gives_the_same_tables(tmp_path: Path) -> None:
     assert main([*arguments("mvtec", root, whole, methods), *options]) == 0
     resumed = [*arguments("mvtec", root, killed, methods), *options]
     rng = random.Random(0)
+
+    def n_parts() -> int:
+        return len(list(killed.glob("parts/*.json")))
+
     for _ in range(2):
         process = Forked(lambda: main(resumed))
-        parts = len(list(killed.glob("parts/*.json")))
-        process.wait_for(lambda: len(list(killed.glob("parts/*.json"))) > parts)
+        process.wait_for(lambda before=n_parts(): n_parts() > before)
         time.sleep(rng.uniform(0, 0.5))
         process.kill()
         process.wait()

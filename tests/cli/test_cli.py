@@ -14,7 +14,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
