@@ -492,13 +492,10 @@ def test_killed_and_resumed_gives_the_same_tables(tmp_path: Path) -> None:
     assert main([*arguments("mvtec", root, whole, methods), *options]) == 0
     resumed = [*arguments("mvtec", root, killed, methods), *options]
     rng = random.Random(0)
-
-    def n_parts() -> int:
-        return len(list(killed.glob("parts/*.json")))
-
     for _ in range(2):
+        before = {*killed.glob("parts/*.json")}
         process = Forked(lambda: main(resumed))
-        process.wait_for(lambda before=n_parts(): n_parts() > before)
+        process.wait_for(lambda old=before: {*killed.glob("parts/*.json")} - old)
         time.sleep(rng.uniform(0, 0.5))
         process.kill()
         process.wait()
