@@ -120,13 +120,15 @@ def test_folders_of_systems(folder: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs pipes")
-def test_pipes_sockets_and_links_to_devices(tmp_path: Path) -> None:
+def test_pipes_sockets_and_links_to_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(tmp_path, "1.png")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "device.png").symlink_to("/dev/zero")
     (tmp_path / "to_pipe.png").symlink_to(tmp_path / "pipe.png")
     with socket.socket(socket.AF_UNIX) as server:
-        os.chdir(tmp_path)
+        monkeypatch.chdir(tmp_path)
         server.bind("socket.png")
         assert found(tmp_path) == ["1.png"]
         walk = walk_images(str(tmp_path))

@@ -51,6 +51,15 @@ def _one_corpus(words, monkeypatch):
     monkeypatch.setattr(vocabulary, "corpus", lambda: words)
 
 
+@pytest.fixture(autouse=True)
+def _settings_of_torch():
+    """What the training sets for its process would hold for the tests after it."""
+    n_threads = torch.get_num_threads()
+    yield
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(n_threads)
+
+
 @pytest.fixture(scope="module")
 def smoke_vocabulary(words, tmp_path_factory):
     path = tmp_path_factory.mktemp("vocabulary") / VOCABULARY

@@ -23,6 +23,7 @@ from clipad_sklearn import (
     OpenCLIP,
     ReferenceDetector,
     TiledDetector,
+    clear_models,
 )
 from clipad_sklearn._clip.embedding_cache import open_cache
 from clipad_sklearn._clip.models import load
@@ -634,6 +635,17 @@ def test_towers(name: str, good: list[Any], tmp_path: Path) -> None:
     pixels = torch.rand(1, 3, *tower.input_size)
     _, embeddings = tower.encode(pixels, [1])
     np.testing.assert_allclose(embeddings, tower.model.encode_pixels(pixels), atol=1e-5)
+
+
+@few_references
+def test_size_of_a_saved_detector(good: list[Any]) -> None:
+    """16 photos of the default CLIP are less than 40 MB: here are two of them."""
+    clip = OpenCLIP(pretrained="random", embedding_cache=None)
+    assert clip.model_name == OpenCLIP().model_name
+    detector = ReferenceDetector(clip).fit(good[:2])
+    assert detector.reference_tokens_[0].shape[0] == 2
+    assert len(pickle.dumps(detector)) < 40e6 * 2 / 16
+    clear_models()
 
 
 def test_a_tower_without_a_grid(tmp_path: Path, good: list[Any]) -> None:
