@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pytest
 from PIL import Image
@@ -125,16 +124,6 @@ def test_forked_after_torch_has_computed() -> None:
     assert result.stdout == "done\n"
 
 
-def test_joblib_processes(photo_files: list[str]) -> None:
-    detector = pipelines()[0].fit(None)
-    parts = joblib.Parallel(n_jobs=2, backend="loky")(
-        joblib.delayed(detector.score_samples)(photo_files[i::2]) for i in range(2)
-    )
-    expected = detector.score_samples(photo_files)
-    for i, scores in enumerate(parts):
-        np.testing.assert_allclose(scores, expected[i::2], atol=1e-5)
-
-
 # -- interrupted fits ------------------------------------------------------------
 
 
@@ -163,7 +152,7 @@ FITS: dict[str, tuple[Any, dict[str, Any], Callable[[Any, Any], Any]]] = {
     "winclip": (
         WinCLIPDetector(UNCACHED),
         {"pixel_contamination": 0.1, "contamination": 0.1},
-        lambda d, photos: d.fit(photos),
+        lambda d, photos: d.fit(photos[:4]),
     ),
     "sdp": (
         SDPDetector(UNCACHED),

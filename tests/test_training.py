@@ -42,12 +42,12 @@ def read_log(folder):
 
 @pytest.fixture(scope="module")
 def words():
-    return vocabulary.corpus()
+    return vocabulary.corpus(5000)
 
 
 @pytest.fixture(autouse=True)
 def _one_corpus(words, monkeypatch):
-    """Made once, because it takes seconds."""
+    """Made once, and shorter, because it takes seconds."""
     monkeypatch.setattr(vocabulary, "corpus", lambda: words)
 
 
@@ -71,7 +71,7 @@ def smoke_vocabulary(words, tmp_path_factory):
 
 def test_smoke_run_is_killed_goes_on_and_learns(smoke_vocabulary, tmp_path):
     folder = tmp_path / "smoke"
-    images = SMOKE.images // 2
+    images = 17 * 2 * SMOKE.pairs_per_step  # about a third
     options = ["--smoke", "--run", str(folder), "--images", str(images)]
 
     first = Forked(lambda: train.main(options))

@@ -21,11 +21,11 @@ from .settings import CONTEXT_LENGTH, TRAINED_FAMILIES
 HEADER = '"byte-level merges of the embedded model of clipad-sklearn"'
 
 
-def corpus() -> Counter[str]:
+def corpus(n_pairs: int = 30_000) -> Counter[str]:
     """Words and how often the project's captions use them."""
     rng = np.random.default_rng(0)
     words: Counter[str] = Counter()
-    for _ in range(30_000):
+    for _ in range(n_pairs):
         texts = captions.state_pair(rng)
         family = captions.pick(rng, TRAINED_FAMILIES)
         for text in (*texts, captions.name_caption(rng, family)):

@@ -9,13 +9,14 @@ from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 
 from clipad_sklearn import (
     CLIPImageEncoder,
@@ -148,6 +149,19 @@ class TestGridSearch:
         for log in logs:
             rows = log.read_text().split()
             assert len(rows) == len(set(rows))
+
+
+@pytest.mark.usefixtures("on_processor")
+def test_processes_of_joblib(photo_files: list[str]) -> None:
+    """Those of the search above, if they still run."""
+    clip = OpenCLIP("tiny", batch_size=4, embedding_cache=None)
+    detector = make_pipeline(CLIPImageEncoder(clip), PromptDetector(clip)).fit(None)
+    parts = joblib.Parallel(n_jobs=2, backend="loky")(
+        joblib.delayed(detector.score_samples)(photo_files[i::2]) for i in range(2)
+    )
+    expected = detector.score_samples(photo_files)
+    for i, scores in enumerate(parts):
+        np.testing.assert_allclose(scores, expected[i::2], rtol=1e-5)
 
 
 class LoggingEncoder(CLIPImageEncoder):
