@@ -1,7 +1,6 @@
 """Whatever comes in, only what is documented comes out.
 
-A long run, with other examples each time: ``CLIPAD_FUZZ=100 pytest tests/test_fuzz.py``
-takes 100 times as many.
+CONTRIBUTING.md has the command of a long run, with other examples each time.
 """
 
 from __future__ import annotations
