@@ -40,6 +40,7 @@ from clipad_sklearn import (
     SDPDetector,
     WinCLIPDetector,
     calibrate_threshold,
+    clear_models,
     score_images,
 )
 from clipad_sklearn._cli.main import main
@@ -520,6 +521,23 @@ def test_only_what_is_not_finished_runs_again(
     shutil.copy(other / names[0], out / names[1])
     assert run() == names[1:2]
     check_rows(out, detector, paths)
+
+
+def test_prompts_from_the_cache_are_the_same_detector(
+    photos: list[str], tmp_path: Path
+) -> None:
+    """The second run loads no weights before it scores."""
+    clip = OpenCLIP("tiny", embedding_cache=str(tmp_path / "cache"))
+    members = [("prompts", PromptDetector(clip)), ("others", PromptDetector(clip))]
+    fusion = FusionDetector(members, weights=[1, 2])
+    for number, n_run in ((1, 4), (2, 0)):
+        clear_models()
+        detector = make_pipeline(CLIPImageEncoder(clip), fusion).fit(None)
+        knows_weights = hasattr(detector[-1].detectors_[0], "clip_fingerprint_")
+        assert knows_weights == (number == 1)
+        out = tmp_path / "out"
+        done = score_images(detector, photos[:4], out=out, partition_size=1)
+        assert done.n_partitions_run == n_run
 
 
 def test_killed_at_any_moment(photos: list[str], tmp_path: Path) -> None:
