@@ -253,13 +253,13 @@ def _hash_of(detector: Any) -> str:
     try:
         # Through a pickle and back, as a saved detector has been.
         copy = pickle.loads(pickle.dumps(detector))
+        _forget_weights(copy)
+        return str(joblib.hash(copy, "sha1"))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise TypeError(
             f"the detector cannot be sent to workers ({error}): its parameters must "
             "be of kinds that pickle takes, so functions of a module, not lambdas"
         ) from error
-    _forget_weights(copy)
-    return str(joblib.hash(copy, "sha1"))
 
 
 def _forget_weights(part: Any) -> None:

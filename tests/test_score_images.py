@@ -541,12 +541,12 @@ def test_prompts_from_the_cache_are_the_same_detector(
 
 
 def test_killed_at_any_moment(photos: list[str], tmp_path: Path) -> None:
-    paths, out = photos * 5, tmp_path / "out"
+    paths, out = photos * 10, tmp_path / "out"
     detector = new_detector(OpenCLIP("tiny", embedding_cache=None)).fit(None)
     detector.score_samples(paths[:1])  # loads the model, once for all
     rng = random.Random(0)
     after: dict[str, tuple[int, int]] = {}
-    for _ in range(6):
+    for _ in range(10):
         before = after
         run = Forked(lambda: score_images(detector, paths, out=out, partition_size=1))
         time.sleep(rng.uniform(0, 0.3))

@@ -109,7 +109,7 @@ def test_maps_of_tiny(photos: list[np.ndarray]) -> None:
         assert expected.std() > 1e-3 * expected.mean()
 
 
-@pytest.mark.parametrize("name", ["ViT-S-32-alt", "ViT-S-16-alt"])
+@pytest.mark.parametrize("name", ["ViT-S-32-alt", "ViT-B-16-plus-240"])
 def test_windows_of_large_models(
     name: str, photos: list[np.ndarray], rng: np.random.Generator
 ) -> None:
