@@ -249,7 +249,7 @@ class Trainer:
             if not decaying and self.progress >= 1 - settings.decay:
                 decaying = True
                 self.save("before_decay.pt")
-            if self.seconds - since_log > (1 if settings.smoke else 60):
+            if settings.smoke or self.seconds - since_log > 60:
                 means = {k: round(float(np.mean(v)), 4) for k, v in sums.items()}
                 self.log(shards=len(self.pool.files), **means)
                 sums, since_log = {}, self.seconds
