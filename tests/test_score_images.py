@@ -541,7 +541,7 @@ def test_prompts_from_the_cache_are_the_same_detector(
 
 
 def test_killed_at_any_moment(photos: list[str], tmp_path: Path) -> None:
-    paths, out = photos * 10, tmp_path / "out"
+    paths, out = photos * 6, tmp_path / "out"
     detector = new_detector(OpenCLIP("tiny", embedding_cache=None)).fit(None)
     detector.score_samples(paths[:1])  # loads the model, once for all
     rng = random.Random(0)
@@ -549,7 +549,9 @@ def test_killed_at_any_moment(photos: list[str], tmp_path: Path) -> None:
     for _ in range(10):
         before = after
         run = Forked(lambda: score_images(detector, paths, out=out, partition_size=1))
-        time.sleep(rng.uniform(0, 0.3))
+        n_parts = len(before) + rng.randrange(8)
+        run.wait_for(lambda n=n_parts: len([*out.glob("part-*")]) >= n)
+        time.sleep(rng.uniform(0, 0.03))
         run.kill()
         run.wait()
         after = parts(out)
@@ -721,7 +723,7 @@ def test_a_killed_client_goes_on(
     saved: list[str],
     tmp_path: Path,
 ) -> None:
-    paths, out = photos * 10, tmp_path / "out"
+    paths, out = photos * 6, tmp_path / "out"
     Path(saved[1]).write_text(json.dumps(paths))
     process = start(*saved, out, 2, client.scheduler.address)
     wait_for_parts(out, 3)
