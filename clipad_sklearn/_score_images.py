@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import joblib
-from sklearn.base import BaseEstimator
 from sklearn.utils import Bunch
 
 from ._clip.models import load
@@ -252,29 +251,12 @@ def _check_packages(client: Any) -> None:
 def _hash_of(detector: Any) -> str:
     try:
         # Through a pickle and back, as a saved detector has been.
-        copy = pickle.loads(pickle.dumps(detector))
-        _forget_weights(copy)
-        return str(joblib.hash(copy, "sha1"))
+        return str(joblib.hash(pickle.loads(pickle.dumps(detector)), "sha1"))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise TypeError(
             f"the detector cannot be sent to workers ({error}): its parameters must "
             "be of kinds that pickle takes, so functions of a module, not lambdas"
         ) from error
-
-
-def _forget_weights(part: Any) -> None:
-    """Remove which weights a detector was fitted with; workers are asked for theirs.
-
-    One whose prompts were all in the cache was fitted without loading any.
-    """
-    if isinstance(part, BaseEstimator):
-        vars(part).pop("clip_fingerprint_", None)
-        part = list(vars(part).values())
-    elif isinstance(part, dict):
-        part = list(part.values())
-    if isinstance(part, (list, tuple)):
-        for one in part:
-            _forget_weights(one)
 
 
 # -- which job a folder belongs to --------------------------------------------------

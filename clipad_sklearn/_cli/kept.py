@@ -33,7 +33,7 @@ def learned_words(detector: RandomWordDetector, clip: OpenCLIP) -> RandomWordDet
     if not isinstance(cache, FolderCache):
         stage(f"learning from {n_prompts:,} prompts (not kept)")
         return detector.fit(None)
-    names = known_names(TextNames, clip, cache) or text_names(load(clip))
+    names = known_names(TextNames, clip, cache) or text_names(load(clip), clip.resize)
     params = {
         name: value for name, value in detector.get_params().items() if name != "clip"
     }
@@ -42,6 +42,7 @@ def learned_words(detector: RandomWordDetector, clip: OpenCLIP) -> RandomWordDet
     found = cache.get_many([key]).get(key)
     if found is not None:
         _restore(detector, unpacked(found))
+        detector.clip_fingerprint_ = names.fingerprint
         return detector
     stage(
         f"learning from {n_prompts:,} prompts; this is kept, so that the next run need "
@@ -66,7 +67,6 @@ def _state(detector: RandomWordDetector) -> bytes:
         "n_steps": network.n_steps_,
         "loss_curve": network.loss_curve_,
         "text_mean": detector.text_mean_,
-        "fingerprint": getattr(detector, "clip_fingerprint_", ""),
     }
     for number, weights in enumerate(network.coefs_):
         arrays[f"weights{number}"] = weights
@@ -87,12 +87,9 @@ def _restore(detector: RandomWordDetector, content: bytes) -> None:
         network.n_steps_ = int(arrays["n_steps"])
         network.loss_curve_ = arrays["loss_curve"].tolist()
         detector.text_mean_ = arrays["text_mean"]
-        fingerprint = str(arrays["fingerprint"])
     network.n_features_in_ = len(detector.text_mean_)
     detector.image_mean_ = detector.text_mean_
     detector.n_features_in_ = network.n_features_in_
     detector.classifier_ = network
     detector.classes_ = np.array([-1, 1])
     detector.offset_ = 0.0
-    if fingerprint:
-        detector.clip_fingerprint_ = fingerprint

@@ -49,7 +49,7 @@ def encode_texts(clip: OpenCLIP, texts: Sequence[str]) -> np.ndarray:
     known: dict[str, np.ndarray] = {}
     keys: dict[str, str] = {}
     if cache is not None:
-        salt = keep_names(text_names(model), clip, cache).salt
+        salt = keep_names(text_names(model, clip.resize), clip, cache).salt
         keys = {text: _text_key(text, salt) for text in unique}
         hits = cache.get_many(list(keys.values()))
         known = {text: hits[key] for text, key in keys.items() if key in hits}

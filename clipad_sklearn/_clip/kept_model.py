@@ -12,14 +12,14 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from .._version import __version__
-from .embedding_cache import EmbeddingCache, FolderCache
-from .models import n_features, torch_device
+from .embedding_cache import EmbeddingCache, FolderCache, open_cache
+from .models import fingerprint_if_loaded, n_features, torch_device
 from .source import source_of
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class ImageNames:
     """What has to be known of a model to find its embeddings of images."""
 
     salt: str
+    fingerprint: str
     embedding_width: int
 
 
@@ -42,6 +43,7 @@ class TextNames:
     """What has to be known of a model to find its embeddings of texts."""
 
     salt: str
+    fingerprint: str
     context_length: int
 
 
@@ -51,13 +53,14 @@ Names = TypeVar("Names", ImageNames, TextNames)
 def image_names(model: LoadedModel, resize: str) -> ImageNames:
     """Return what keeps embeddings of images apart from those of other models."""
     salt = f"image {model.identity} {model.dtype} {model.transform(resize)}"
-    return ImageNames(salt, int(model.embedding_width))
+    return ImageNames(salt, model.fingerprint(resize), int(model.embedding_width))
 
 
-def text_names(model: LoadedModel) -> TextNames:
+def text_names(model: LoadedModel, resize: str) -> TextNames:
     """Return what keeps embeddings of texts apart from those of other models."""
     # Only this needs the tokenizer.
-    return TextNames(f"text {model.text_identity} {model.dtype}", model.context_length)
+    salt = f"text {model.text_identity} {model.dtype}"
+    return TextNames(salt, model.fingerprint(resize), model.context_length)
 
 
 def may_fill_context(texts: Sequence[str], context_length: int) -> list[str]:
@@ -89,6 +92,19 @@ def keep_names(names: Names, clip: OpenCLIP, cache: EmbeddingCache | None) -> Na
     return names
 
 
+def fingerprint_without_loading(clip: OpenCLIP) -> str | None:
+    """Return a hash of weights and preprocessing, None where only loading tells.
+
+    Who has embeddings has loaded the model to make them, or found them by its names.
+    """
+    loaded = fingerprint_if_loaded(clip)
+    if loaded is not None:
+        return loaded
+    cache = open_cache(clip.embedding_cache)
+    names = known_names(TextNames, clip, cache) or known_names(ImageNames, clip, cache)
+    return None if names is None else names.fingerprint
+
+
 def packed(content: bytes) -> np.ndarray:
     """Return bytes as an entry of a cache."""
     whole = len(content).to_bytes(8, "little") + content
@@ -109,6 +125,7 @@ def _key(kind: type, clip: OpenCLIP) -> str | None:
         return None
     settings = [
         kind.__name__,
+        *(field.name for field in fields(kind)),
         __version__,
         *(importlib.metadata.version(name) for name in ("torch", "open_clip_torch")),
         *asdict(source).values(),

@@ -65,10 +65,7 @@ def n_features(clip: OpenCLIP) -> int | None:
 
 
 def fingerprint_if_loaded(clip: OpenCLIP) -> str | None:
-    """Return a hash of weights and preprocessing, None while the model is not loaded.
-
-    Never loads a model: who has embeddings has loaded it to make them.
-    """
+    """Return a hash of weights and preprocessing, None while no one has loaded it."""
     model = _loaded(clip) if _models else None
     return None if model is None else model.fingerprint(clip.resize)
 

@@ -17,7 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .. import metrics
-from .._clip.models import fingerprint_if_loaded
+from .._clip.kept_model import fingerprint_without_loading
 from .._clip.settings import check_clip
 from .._promises import floor_count
 from .._validation import check_parameters
@@ -55,7 +55,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
                 "accepted by `fit` only."
             )
         margins = np.asarray(self._margins(X, **params), dtype=np.float64)
-        self._check_same_clip()  # by now its model is loaded, if it was needed
+        self._check_same_clip()  # by now its model is loaded or known, if it was needed
         return margins
 
     def _check_same_clip(self) -> None:
@@ -67,7 +67,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         if known is None:  # fitted by 0.1.0, or without a CLIP
             return
         clip: Any = self.clip
-        if fingerprint_if_loaded(check_clip(clip)) in (None, known):
+        if fingerprint_without_loading(check_clip(clip)) in (None, known):
             return
         message = (
             f"This {type(self).__name__} was fitted with other weights or "
@@ -113,7 +113,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         self.__dict__.pop("calibration_scores_", None)  # of an earlier fit
         self.__dict__.pop("clip_fingerprint_", None)
         if hasattr(self, "clip"):
-            fingerprint = fingerprint_if_loaded(check_clip(self.clip))
+            fingerprint = fingerprint_without_loading(check_clip(self.clip))
             if fingerprint is not None:
                 self.clip_fingerprint_ = fingerprint
         self.classes_ = np.array([-1, 1])

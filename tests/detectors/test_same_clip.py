@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
@@ -29,6 +30,7 @@ from clipad_sklearn import (
     clear_models,
 )
 from clipad_sklearn._cli.main import main
+from clipad_sklearn._clip.models import n_features
 from clipad_sklearn._clip.source import TINY
 
 MESSAGE = "was fitted with other weights or preprocessing"
@@ -125,6 +127,31 @@ def test_other_weights(kind: str, folder: Path, photos: list[np.ndarray]) -> Non
     _replace_weights(folder)
     if kind != "sdp+":
         assert detector.fit(photos[4:]).score_samples(photos[:2]).shape == (2,)
+
+
+def test_embeddings_from_the_cache_tell_it_too(
+    folder: Path, photo_files: list[str], tmp_path: Path
+) -> None:
+    """Neither the fit nor the scores load any weights."""
+    clip = OpenCLIP(str(folder), embedding_cache=str(tmp_path / "cache"))
+    detector = make_pipeline(CLIPImageEncoder(clip), PromptDetector(clip))
+    loaded = clone(detector).fit(photo_files)
+    clear_models()
+    kept = clone(detector).fit(photo_files)
+    assert n_features(clip) is None
+    assert kept[-1].clip_fingerprint_ == loaded[-1].clip_fingerprint_
+    kept[-1].offset_ = 0.5
+    before = kept.score_samples(photo_files)
+    assert n_features(clip) is None
+
+    _replace_weights(folder, "text_projection")
+    clone(detector).fit(photo_files).score_samples(photo_files)
+    clear_models()
+    with pytest.raises(ValueError, match=MESSAGE):
+        kept.score_samples(photo_files)
+    assert n_features(clip) is None
+    _replace_weights(folder, "text_projection")
+    np.testing.assert_array_equal(kept.score_samples(photo_files), before)
 
 
 def test_layers_that_were_loaded(
