@@ -78,4 +78,6 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
     logging.captureWarnings(True)
     detector = joblib.load(sys.argv[1])  # only files that you trust
-    make_server(detector, int(sys.argv[2])).serve_forever()
+    server = make_server(detector, int(sys.argv[2]))
+    logging.info("listening on port %d of this machine", server.server_port)
+    server.serve_forever()

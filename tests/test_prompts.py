@@ -201,9 +201,9 @@ def test_check_prompts():
     prompts = PromptSet(**GOOD)
     assert check_prompts(prompts) is prompts
     assert check_prompts("winclip") is PRESETS["winclip"]
-    with pytest.raises(ValueError, match="='WinCLIP': expected one of 'clip-ac', "):
+    with pytest.raises(ValueError, match=r"='WinCLIP': expected one of .*'clip-ac'"):
         check_prompts("WinCLIP")
-    with pytest.raises(TypeError, match="expected a PromptSet or one of 'clip-ac'"):
+    with pytest.raises(TypeError, match=r"expected a PromptSet or one of .*'clip-ac'"):
         check_prompts(["good", "bad"])
 
 

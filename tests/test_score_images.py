@@ -816,7 +816,9 @@ def test_command(
     assert "1 of 1 partitions were already there" in capsys.readouterr().err
     assert parts(out) == before
     assert main(["score", *photos, bad, *options]) == 2
-    assert "another list of images (24 there, 25 now)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "another list of images (24 there, 25 now)" in said
+    assert "else pass another --out, or delete" in said
     options[-3] = str(tmp_path / "more")
     assert main(["score", *photos, bad, *options, "--threshold", "1"]) == 1
     shown, said = capsys.readouterr()

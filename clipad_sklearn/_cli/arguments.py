@@ -235,8 +235,11 @@ def parse(argv: Sequence[str] | None) -> tuple[str, Any]:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (_add_score, _add_demo, _add_benchmark, _add_models, _add_cache):
         add(commands)
-    given = vars(parser.parse_args(argv))
+    parsed, unknown = parser.parse_known_args(argv)
+    given = vars(parsed)
     command, settings_class, check, subparser = given.pop("command")
+    if unknown:  # said by the subparser, whose --help shows what there is
+        subparser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         check(given)
     except UsageError as error:

@@ -204,7 +204,9 @@ def _run_on_dask(
                     partition_size=_partition_size(settings, len(paths)),
                 )
             except (ImportError, RuntimeError) as error:
-                raise UsageError(f"--dask: {error}") from error
+                raise UsageError(f"--dask: {_with_options(error)}") from error
+            except ValueError as error:
+                raise UsageError(_with_options(error)) from error
     n_scored = done.n_images - done.n_unreadable
     n_before = done.n_partitions - done.n_partitions_run
     if n_before:
@@ -212,6 +214,12 @@ def _run_on_dask(
     _print_summary(settings, threshold, n_scored, done.n_anomalous, done.n_unreadable)
     n_failures = done.n_unreadable + threshold.n_unreadable + fitted.n_unreadable
     return 1 if n_failures else 0
+
+
+def _with_options(error: Exception) -> str:
+    """Return the message with the options of the command for the parameters."""
+    message = str(error).replace("`out`", "--out")
+    return message.replace("partition_size", "--partition-size")
 
 
 def _partition_size(settings: ScoreSettings, n_photos: int) -> int:
@@ -416,5 +424,6 @@ def _print_summary(
             "verdicts are uncalibrated"
             + (", and all the same" if one_sided else "")
             + ": only the ranking means something until a threshold is set with "
-            "--calibrate, --contamination or --threshold"
+            + "--good, " * (not settings.good)
+            + "--calibrate, --contamination or --threshold"
         )

@@ -120,8 +120,8 @@ def _as_fitted(settings: ScoreSettings, fitted: Fitted) -> Threshold:
         return Threshold(value, "references", (sentence,))
     if not ours:
         sentence = (
-            "Threshold of the saved detector's own, which promises nothing; "
-            "--calibrate GOOD sets one that does."
+            "Threshold of the saved detector. It promises nothing; --calibrate GOOD "
+            "sets one that does."
         )
         return Threshold(value, "--load", (sentence,))
     if not is_uncalibrated(fitted.last):
@@ -252,7 +252,8 @@ def say_shift(fitted: Fitted, margins: np.ndarray) -> None:
         say(
             f"these photos do not look like those of the calibration (p = {p_value:.2g}"
             "): many anomalies, or camera, light or product have changed. What was "
-            "promised may not hold"
+            "promised may not hold: look at the photos and, if they are good, "
+            "--calibrate with good photos of now"
         )
     else:
         print(f"Shift test: p = {p_value:.2g}, no sign of a change.")

@@ -587,6 +587,7 @@ def test_a_saved_threshold_is_kept(folder: Path, tmp_path: Path, capsys) -> None
         (["score", "few", "--load", "d", "--class-name", "x"], "--class-name has no"),
         (["score", "few", "--batch-size", "0"], "0 is not in"),
         (["demo", "--n", "two"], "'two' is not an integer"),
+        (["score", "x.png", "--promts"], "--promts\nSee `clipad score --help`"),
         (["cache", "shrink", "few"], "invalid choice"),
     ],
 )
