@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 
 from clipad_sklearn import (
     CLIPImageEncoder,
+    FeedForwardClassifier,
     FusionDetector,
     OpenCLIP,
     PromptDetector,
@@ -276,9 +277,9 @@ def test_no_lock_of_progress_bars_where_nobody_sees_them() -> None:
     """An interrupt inside tqdm leaves its lock taken, and nothing may wait for it."""
     from tqdm.auto import tqdm
 
-    detector = make_pipeline(
-        CLIPImageEncoder("tiny"), RandomWordDetector("tiny", n_pairs=50, random_state=0)
-    )
+    network = FeedForwardClassifier((16,), min_steps=5, n_epochs=1)
+    words = RandomWordDetector("tiny", n_pairs=50, classifier=network, random_state=0)
+    detector = make_pipeline(CLIPImageEncoder("tiny"), words)
     photos = [np.full((40, 40, 3), shade, np.uint8) for shade in (50, 200)]
     with ThreadPoolExecutor(1) as pool, tqdm.get_lock():
         scored = pool.submit(lambda: detector.fit(photos).score_samples(photos))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import multiprocessing
+import os
 import shutil
 import signal
 
@@ -69,7 +71,12 @@ def smoke_vocabulary(words, tmp_path_factory):
     return path
 
 
-def test_smoke_run_is_killed_goes_on_and_learns(smoke_vocabulary, tmp_path):
+def test_smoke_run_is_killed_goes_on_and_learns(
+    smoke_vocabulary, tmp_path, monkeypatch
+):
+    if hasattr(os, "fork"):  # spawned, the process that makes pairs takes 10 s to start
+        fork = multiprocessing.get_context("fork")
+        monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
     folder = tmp_path / "smoke"
     steps = 20
     images = steps * 2 * SMOKE.pairs_per_step

@@ -139,12 +139,15 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
 
     Examples
     --------
+    >>> from sklearn.linear_model import LogisticRegression
     >>> from sklearn.pipeline import make_pipeline
     >>> from clipad_sklearn import CLIPImageEncoder, FusionDetector
     >>> from clipad_sklearn import PromptDetector, RandomWordDetector
     >>> from clipad_sklearn.datasets import make_defect_images
     >>> photos = make_defect_images(6, random_state=0).images
-    >>> words = RandomWordDetector("tiny", n_pairs=200, random_state=0)
+    >>> words = RandomWordDetector(
+    ...     "tiny", n_pairs=200, classifier=LogisticRegression(), random_state=0
+    ... )
     >>> fusion = FusionDetector([("words", words), ("prompts", PromptDetector("tiny"))])
     >>> detector = make_pipeline(CLIPImageEncoder("tiny"), fusion)
     >>> detector.fit(None).score_samples(photos).shape

@@ -44,12 +44,18 @@ place = ["--data", "folder", "--root", "photos", "--out", "results"]
 assert main(["benchmark", *place, *options, *tiny]) == 0
 
 from sklearn.pipeline import make_pipeline
-from clipad_sklearn import CLIPImageEncoder, RandomWordDetector, list_images
+from clipad_sklearn import CLIPImageEncoder, FeedForwardClassifier
+from clipad_sklearn import RandomWordDetector, list_images
 
 photos = list_images("photos")
 detector = make_pipeline(
     CLIPImageEncoder("my clip"),
-    RandomWordDetector("my clip", n_pairs=50, contamination=0.3),
+    RandomWordDetector(
+        "my clip",
+        n_pairs=50,
+        classifier=FeedForwardClassifier(n_epochs=1, min_steps=5),
+        contamination=0.3,
+    ),
 )
 assert set(detector.fit(photos).predict(photos)) == {-1, 1}
 assert main(["models"]) == 0

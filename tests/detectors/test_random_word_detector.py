@@ -29,6 +29,12 @@ from clipad_sklearn import (
     random_word_prompts,
 )
 
+# The network of the default, trained for a few steps.
+SHORT = {
+    "n_pairs": 50,
+    "classifier": FeedForwardClassifier(n_epochs=1, min_steps=5),
+    "random_state": 0,
+}
 FAST = {"n_pairs": 100, "classifier": LogisticRegression(), "random_state": 0}
 
 
@@ -124,7 +130,7 @@ class TestRandomWordDetector:
         self, embeddings: np.ndarray, tmp_path: Path
     ) -> None:
         # The size is that of the network, however many prompts it learned from.
-        detector = RandomWordDetector("tiny", n_pairs=50, random_state=0)
+        detector = RandomWordDetector("tiny", **SHORT)
         content = pickle.dumps(detector.fit(embeddings))
         assert len(content) < 8_000_000
         (tmp_path / "detector.pkl").write_bytes(content)
@@ -157,7 +163,7 @@ class TestRandomWordDetector:
             for key, item in items:
                 walk(item, f"{name}.{key}", seen)
 
-        words = RandomWordDetector("tiny", n_pairs=50, random_state=0)
+        words = RandomWordDetector("tiny", **SHORT)
         detector = make_pipeline(
             CLIPImageEncoder("tiny"),
             FusionDetector([("words", words), ("prompts", PromptDetector("tiny"))]),
