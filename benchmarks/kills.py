@@ -51,9 +51,11 @@ OUTPUTS = {
         "--draws 100 --out results",
         "results",
     ),
-    "dask": (f"{PROMPT} --no-cache --dask local --out parts", "parts"),
+    "dask": (f"{PROMPT} --dask local --out parts", "parts"),
     "cache": (f"{PROMPT} --out cached.csv", "cached.csv"),
 }
+# Killed runs of these begin without a cache, and the runs that resume them have one.
+WITHOUT_CACHE = ("dask", "cache")
 
 
 # -- one run -------------------------------------------------------------------------
@@ -81,6 +83,7 @@ def start_alone(arguments: str, folder: Path) -> int:
         return subprocess.Popen(
             [sys.executable, "-m", "clipad_sklearn", *arguments.split()],
             cwd=folder,
+            env=os.environ | {"CLIPAD_CACHE": str(folder / "cache")},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -223,7 +226,7 @@ def try_all(kind: str, n: int, root: Path, choose: Any) -> None:
     seconds = time.monotonic() - begun
     assert status == 0, (whole / "log").read_text()
     (whole / "cache").mkdir(exist_ok=True)
-    if kind != "cache":
+    if kind not in WITHOUT_CACHE:
         begun = time.monotonic()
         wait(begin(arguments, whole), 600)
         seconds = time.monotonic() - begun
@@ -235,7 +238,7 @@ def try_all(kind: str, n: int, root: Path, choose: Any) -> None:
             folder = root / f"{kind}-{number.name}-{turn}"
             folder.mkdir()
             (folder / "photos").symlink_to(root / "photos")
-            if kind != "cache":  # what is known need not be computed again
+            if kind not in WITHOUT_CACHE:  # what is known need not be computed again
                 shutil.copytree(whole / "cache", folder / "cache")
             has_earlier = turn % 2 and (whole / name).is_file()
             if has_earlier:
@@ -248,7 +251,7 @@ def try_all(kind: str, n: int, root: Path, choose: Any) -> None:
                     wrong.append("torn, or other than an undisturbed one")
                 if has_earlier and not there:
                     wrong.append("the earlier output is gone")
-                if kind == "cache" and (folder / "cache").is_dir():
+                if kind in WITHOUT_CACHE and (folder / "cache").is_dir():
                     assert FolderCache(folder / "cache").verify()["damaged"] == 0
                 if wait(begin(arguments, folder), 600) != 0:
                     wrong.append("a second run failed: " + (folder / "log").read_text())
