@@ -131,7 +131,7 @@ EXPECTED_FAILURES: dict[str, dict[str, str]] = {
 
 @parametrize_with_checks(
     [
-        FeedForwardClassifier((64, 64)),
+        FeedForwardClassifier((64, 64), learning_rate=3e-3, min_steps=40),
         *_embedding_detectors(),
         LabelledDamageDirectionDetector(),
         CLIPImageEncoder(),

@@ -151,7 +151,7 @@ FITS: dict[str, tuple[Any, dict[str, Any], Callable[[Any, Any], Any]]] = {
         lambda d, _: d.fit(),
     ),
     "winclip": (
-        WinCLIPDetector(UNCACHED),
+        WinCLIPDetector(UNCACHED, window_sizes=(3,)),
         {"pixel_contamination": 0.1, "contamination": 0.1},
         lambda d, photos: d.fit(photos[:4]),
     ),

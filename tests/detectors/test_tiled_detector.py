@@ -32,7 +32,7 @@ def prompts(clip: Any = "tiny") -> Any:
 
 
 def image_detectors() -> list[Any]:
-    return [prompts(), SDPDetector("tiny"), WinCLIPDetector("tiny")]
+    return [prompts(), SDPDetector("tiny"), WinCLIPDetector("tiny", window_sizes=(3,))]
 
 
 @pytest.fixture(scope="module")

@@ -307,7 +307,9 @@ def test_references_are_the_loop(photos: list[np.ndarray]) -> None:
 
 
 def test_a_reference_is_not_compared_with_itself(photos: list[np.ndarray]) -> None:
-    detector = WinCLIPDetector("tiny", references=True, contamination=0.25)
+    detector = WinCLIPDetector(
+        "tiny", window_sizes=(3,), references=True, contamination=0.25
+    )
     verdicts = detector.fit_predict(photos[:4])
     assert (verdicts == -1).sum() == 1
     np.testing.assert_array_equal(detector.predict(photos[:4]), verdicts)
