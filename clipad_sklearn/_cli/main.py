@@ -51,7 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, _terminate)
             _end_in_time()
     try:
-        return _run(argv)
+        status = _run(argv)
+        if argv is None:
+            # All is written, and Python may take seconds to end.
+            with contextlib.suppress(ValueError):
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_DFL)
+        return status
     except KeyboardInterrupt as interrupt:
         terminated = bool(interrupt.args)
         if argv is None:

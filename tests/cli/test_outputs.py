@@ -194,6 +194,25 @@ def test_an_interrupt_between_two_lines(
     assert {*os.listdir()} <= {"photos", "scores.csv"}
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_after_all_is_written(number: int, folder: Path) -> None:
+    """Python itself may take seconds to end."""
+
+    def run() -> None:
+        sys.argv = ["clipad", "score", "photos", *PROMPT, "--out", "scores.csv"]
+        assert main() == 0
+        Path("done").touch()
+        while True:
+            time.sleep(1)
+
+    process = Forked(run)
+    process.wait_for(Path("done").exists)
+    os.kill(process.pid, number)
+    assert process.wait() == -number
+    assert process.printed[1].count("nterrupt") == 0
+    assert Path("scores.csv").exists()
+
+
 def test_an_interrupt_that_gets_nowhere(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
