@@ -151,8 +151,8 @@ def content(path: Path) -> Any:
     if path.suffix == ".json":
         found = json.loads(path.read_text())
         if isinstance(found, dict):
-            # The last two depend on where the folder is.
-            for name in ("times", "images", "job"):
+            # All but the first depend on where the folder and its cache are.
+            for name in ("times", "images", "job", "detector", "settings"):
                 found.pop(name, None)
         return found
     return "" if path.name == "times.csv" else path.read_text("utf-8")
