@@ -723,7 +723,7 @@ def test_a_killed_client_goes_on(
     saved: list[str],
     tmp_path: Path,
 ) -> None:
-    paths, out = photos * 6, tmp_path / "out"
+    paths, out = photos * 10, tmp_path / "out"
     Path(saved[1]).write_text(json.dumps(paths))
     process = start(*saved, out, 2, client.scheduler.address)
     wait_for_parts(out, 3)

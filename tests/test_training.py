@@ -105,7 +105,7 @@ def test_smoke_run_is_killed_goes_on_and_learns(
         for name in ("loss", "text")
     )
     assert loss[1] < loss[0] - 0.3
-    assert text[1] < 0.8 * text[0]
+    assert text[1] < 0.75 * text[0]
 
     # The vocabulary, made by a process of its own, is the same here.
     assert (folder / VOCABULARY).read_bytes() == smoke_vocabulary.read_bytes()
