@@ -39,6 +39,18 @@ _OTHER_KINDS = (
     (b"\x89HDF", "an HDF5 file"),
     (b"FUJIFILMCCD-RAW", "a raw photo"),
     (b"<svg", "an SVG drawing"),
+    (b"<?xml", "an SVG drawing or another XML file"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a compressed file"),
+    (b"\x76\x2f\x31\x01", "an EXR image"),
+    (b"#?RADIANCE", "an HDR image"),
+    (b"qoif", "a QOI image"),
+    (b"IIU\0", "a raw photo"),
+    (b"IIRO", "a raw photo"),
+    (b"IIRS", "a raw photo"),
+    (b"MMOR", "a raw photo"),
+    (b"FOVb", "a raw photo"),
+    (b"\xff\xd8\xff", "a JPEG image of a kind"),
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 # At a time, of all threads.
@@ -167,8 +179,8 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     # Of a TIFF, some versions of Pillow give the upright size, others that in the file.
     tags = getattr(image, "tag_v2", None) or {}
     width, height = int(tags.get(_WIDTH, width)), int(tags.get(_HEIGHT, height))
-    # From 5 on, the image lies on its side.
-    return (width, height) if _orientation(image) >= 5 else (height, width)
+    lies_on_its_side = _orientation(image) in (5, 6, 7, 8)
+    return (width, height) if lies_on_its_side else (height, width)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -196,25 +208,33 @@ def upright(image: Image.Image) -> Image.Image:
 
 def traits_of(image: Image.Image) -> Traits:
     """Return what a `PIL.Image` that is not loaded yet was in its file."""
-    modes = [str(tile[3]) for tile in getattr(image, "tile", ())]
+    tiles = getattr(image, "tile", ())
+    modes = [str(tile[3]) for tile in tiles]
+    # Of a PPM file, channels and the largest value.
+    is_deep_ppm = any(tile[0] == "ppm" and tile[3][-1] > 255 for tile in tiles)
     tags = getattr(image, "tag_v2", None) or {}
     bits = np.atleast_1d(tags.get(_BITS, 8)).tolist()
     return Traits(
-        is_deep=any(";16" in mode for mode in modes) or max(bits) == 16,
+        is_deep=any(";16" in mode for mode in modes) or max(bits) == 16 or is_deep_ppm,
         is_signed=2 in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)).tolist(),
     )
 
 
 def why_not_an_image(content: bytes) -> str:
     """Say why no listed format is that of a file, and the way out."""
+    from PIL import Image
+
     head = content[:512]
     brand = head[8:12] if head[4:8] == b"ftyp" else b""
-    if brand in _HEIF_BRANDS:
+    is_known = {"HEIF": brand in _HEIF_BRANDS, "AVIF": brand in (b"avif", b"avis")}
+    if any(is_known[name] for name in is_known.keys() & Image.OPEN):
+        return "truncated or corrupt"
+    if is_known["HEIF"]:
         return (
             "a HEIC photo, which needs the plug-in pillow-heif: "
             "python -m pip install pillow-heif"
         )
-    if brand in (b"avif", b"avis"):
+    if is_known["AVIF"]:
         return "an AVIF image, which needs Pillow 11.3 or later with AVIF"
     if head.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS, not the photo: run git lfs pull"
@@ -259,6 +279,8 @@ def open_file(content: bytes) -> Any:
         raise ValueError("a raw photo that is not read: convert it to TIFF or JPEG")
     if tags is not None and tags.get(_BITS) == (16,):
         _check_tiff_pixels(content, tags)
+    if image.format == "JPEG2000":
+        _check_jpeg_2000(content)
     return image
 
 
@@ -271,6 +293,22 @@ def _check_tiff_pixels(content: bytes, tags: Any) -> None:
         offsets = np.atleast_1d(tags.get(_STRIPS, start + 2 + 12 * n_entries))
         if ((offsets >= start) & (offsets < start + 2 + 12 * n_entries)).any():
             raise ValueError("truncated or corrupt (its pixels begin in its directory)")
+
+
+def _check_jpeg_2000(content: bytes) -> None:
+    """Refuse what Pillow reads wrong.
+
+    Of deep colours it makes the brightest black; of fewer than 8 bits white is grey.
+    """
+    start = content.find(b"\xff\x4f\xff\x51")  # of the code stream
+    (n_channels,) = struct.unpack_from(">H", content, start + 40)
+    channels = content[start + 42 : start + 42 + 3 * n_channels : 3]
+    depths = [(channel & 0x7F) + 1 for channel in channels]
+    if any(depth < 8 or (depth > 8 and n_channels > 1) for depth in depths):
+        raise ValueError(
+            f"a JPEG 2000 image with {max(depths)} bits per channel, which is not "
+            "read: save it as PNG or TIFF, or with 8 bits"
+        )
 
 
 def _register_heif() -> None:
@@ -290,6 +328,7 @@ def _loaded(image: Any) -> tuple[Image.Image, Traits]:
             "a TIFF image of 16 bits in separate planes, which is not read: save it "
             "with interleaved channels, or with 8 bits"
         )
+    _scale_transparency(image)
     image.load()
     if min(image.size) == 0:
         raise ValueError("the image has no pixels")
@@ -299,6 +338,21 @@ def _loaded(image: Any) -> tuple[Image.Image, Traits]:
     if image.mode.startswith("I;16"):
         image = _as_sixteen_bits(image, tags)
     return image, traits
+
+
+def _scale_transparency(image: Any) -> None:
+    """Bring the transparent colour of a PNG to the 8 bits that Pillow makes of it."""
+    clear = image.info.get("transparency")
+    if image.format != "PNG" or not isinstance(clear, (int, tuple)):
+        return
+    kind = image.tile[0][3] if image.tile else ""
+    if isinstance(clear, tuple):
+        if kind == "RGB;16B":
+            image.info["transparency"] = tuple(value >> 8 for value in clear)
+    elif kind in ("1", "L;2", "L;4"):
+        n_bits = int(kind[-1])
+        most = 2**n_bits - 1
+        image.info["transparency"] = (clear & most) * 255 // most
 
 
 def _n_pages(content: bytes, kind: str | None) -> int:

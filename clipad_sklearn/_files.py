@@ -10,8 +10,9 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 EXTENSIONS = frozenset(
     {
@@ -60,9 +61,9 @@ def walk_images(folder: str) -> Walk:
         ours = outputs_in(parent)
         for name in names:
             path = os.path.join(parent, name)
-            if os.path.splitext(name)[1].lower() not in EXTENSIONS:
+            if not is_image_name(name):
                 walk.others.append(path)
-            elif name in ours or _is_old_output(name):
+            elif is_output(name, ours):
                 walk.outputs.append(path)
             else:
                 walk.images.append(path)
@@ -91,16 +92,16 @@ def walk_files(folder: str, walk: Walk) -> Iterator[tuple[str, list[str]]]:
             with os.scandir(parent) as entries:
                 files, inner, linked = _sorted_out(entries, walk)
         except OSError as error:
-            walk.unreadable.append((parent, (error.strerror or str(error)).lower()))
+            walk.unreadable.append((parent, error_words(error)))
             continue
         folders += inner[::-1]
         links += linked
         yield parent, files
 
 
-def is_output(folder: str, name: str) -> bool:
-    """Whether a file is a map or an overlay that ``--maps`` wrote."""
-    return name in outputs_in(folder) or _is_old_output(name)
+def is_output(name: str, ours: Collection[str]) -> bool:
+    """Whether a file is a map or overlay of ``--maps``; `ours` is `outputs_in`."""
+    return name in ours or _is_old_output(name)
 
 
 def _is_old_output(name: str) -> bool:
@@ -123,7 +124,7 @@ def _listed(path: str) -> frozenset[str]:
     """Return the names in a list of outputs."""
     if not os.path.lexists(path):
         raise FileNotFoundError(path)
-    names = json.loads(read_bytes(path))
+    names = parsed_json(read_bytes(path))
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise ValueError("not a list of names")
     return frozenset(names)
@@ -145,7 +146,7 @@ def claim_outputs(folder: str, names: Iterable[str]) -> None:
         ) from None
     for name in sorted(names - known):
         path = os.path.join(folder, name)
-        if os.path.lexists(path) and not is_output(folder, name):
+        if os.path.lexists(path) and not is_output(name, known):
             raise FileExistsError(f"{path} is there and was not written by clipad")
     if not names <= known:
         with (
@@ -153,6 +154,19 @@ def claim_outputs(folder: str, names: Iterable[str]) -> None:
             open(temporary, "w", encoding="ascii") as file,
         ):
             json.dump(sorted(names | known), file)
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """Parse JSON; raise ValueError for all that is not, or is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a name has the extension of an image."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def is_system_folder(name: str) -> bool:
@@ -173,6 +187,8 @@ def _sorted_out(
                 (links if entry.is_symlink() else folders).append(entry.path)
         elif entry.name.startswith("."):
             continue
+        elif reason := _why_lost(entry):
+            walk.unreadable.append((entry.path, reason))
         elif _is_file(entry):
             files.append(entry.name)
         else:
@@ -184,6 +200,21 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     with contextlib.suppress(OSError):
         return entry.is_dir()
     return False
+
+
+def _why_lost(entry: os.DirEntry[str]) -> str:
+    """Why a link cannot be followed, which may be one to a folder; "" if it can."""
+    if entry.is_symlink() and not is_image_name(entry.name):
+        try:
+            entry.stat()
+        except OSError as error:
+            return error_words(error)
+    return ""
+
+
+def error_words(error: OSError) -> str:
+    """Return the reason of an error as it is put after a colon."""
+    return (error.strerror or str(error)).lower()
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

@@ -255,7 +255,12 @@ def _to_rgb(image: Image.Image, traits: Traits) -> Image.Image:
             "without sign"
         )
     if image.mode.startswith("I") or image.mode == "F":
-        return _image_from_array(_sixteen_bits(np.asarray(image)))
+        pixels = _sixteen_bits(np.asarray(image))
+        clear = image.info.get("transparency")
+        if isinstance(clear, int) and pixels.dtype == np.uint16:
+            alpha = np.where(pixels == clear, 0, 65535).astype(np.uint16)
+            pixels = np.stack([pixels, pixels, pixels, alpha], axis=2)
+        return _image_from_array(pixels)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         image = image.convert("RGBA")
         _warn_if_dark(image, traits)
@@ -337,6 +342,12 @@ def _image_from_array(pixels: np.ndarray) -> Image.Image:
         )
     if pixels.size == 0:
         raise ValueError(f"array of shape {pixels.shape} has no pixels")
+    if np.ma.is_masked(pixels):
+        raise ValueError(
+            "array with masked pixels: expected a value for each; fill them, for "
+            "example with image.filled(0)"
+        )
+    pixels = np.ma.getdata(pixels)
     eight = _to_eight_bits(pixels)
     if eight.ndim == 3 and eight.shape[2] == 1:
         eight = eight[:, :, 0]

@@ -28,6 +28,8 @@ def mask_pixels(mask: Any) -> np.ndarray:
     """
     if isinstance(mask, (str, bytes, os.PathLike)) or is_pil(mask):
         return opened(mask, _anomalous)
+    if np.ma.is_masked(mask):
+        raise ValueError("array with masked pixels: expected a value for each")
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.size == 0:
         raise ValueError(f"array of shape {mask.shape}: expected (height, width)")
@@ -136,6 +138,14 @@ def _anomalous(image: Image.Image, traits: Traits) -> np.ndarray:
     """Of two grey levels the brighter one, else all above 0."""
     levels = _grey(image)
     found = _distinct(levels)
+    if not np.isfinite(found).all() or found[0] < 0:
+        raise ValueError("the mask has values that are below 0 or not numbers")
+    seems_whole = found[-1] == 255 and set(found.tolist()) <= {0, 255}
+    if traits.is_deep and levels.dtype == np.uint8 and not seems_whole:
+        raise ValueError(
+            "a mask of 16 bits in several channels, of which only the upper 8 are "
+            "read: save it in grey, or with 8 bits"
+        )
     if len(found) == 2:
         return levels == found[1]
     # Labels of kinds of anomaly are small numbers; anything else may be a photo.
@@ -157,7 +167,7 @@ def _grey(image: Image.Image) -> np.ndarray:
         extrema = np.asarray(shown.getextrema())[:3]
         # Where all colours of a palette are the same, its numbers are what is meant.
         image = image if (extrema[:, 0] == extrema[:, 1]).all() else shown
-    if image.mode == "CMYK":
+    if image.mode in ("CMYK", "RGBX", "YCbCr", "LAB", "HSV"):
         image = image.convert("RGB")
     pixels = np.asarray(image)
     if pixels.ndim == 2:
@@ -171,6 +181,11 @@ def _grey(image: Image.Image) -> np.ndarray:
             return alpha  # of one colour, what is seen is what is meant
         if alpha.max() > 0:  # zero everywhere, it is no alpha
             grey = np.where(alpha > 0, grey, 0)
+    if grey.min() == grey.max() and np.ptp(pixels[..., colours], axis=(0, 1)).any():
+        raise ValueError(
+            "the colours of the mask are equally bright, so which are anomalous is not "
+            "known: save it in black and white"
+        )
     return grey
 
 

@@ -22,7 +22,7 @@ from sklearn.utils import Bunch
 from ._clip.models import load
 from ._detectors.base import BaseDetector, warn_if_one_sided
 from ._detectors.class_names import last_step
-from ._files import UNFINISHED, replacing
+from ._files import UNFINISHED, parsed_json, replacing
 from ._images import check_images
 from ._score_rows import (
     SCORE_COLUMNS,
@@ -279,7 +279,7 @@ def _check_folder(folder: str, manifest: dict[str, Any]) -> bool:
     """Check that `folder` is free or this job's; return whether it is claimed."""
     try:
         with open(os.path.join(folder, _MANIFEST), encoding="utf-8") as file:
-            found = json.load(file)
+            found = parsed_json(file.read())
         if not isinstance(found, dict):
             raise ValueError
     except FileNotFoundError:
@@ -331,7 +331,7 @@ def _differences(found: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
         "version": f"another version of clipad-sklearn ({both('version')})",
         "detector": detector,
         "images": images,
-        "partition_size": f"another partition_size ({both('partition_size')})",
+        "partition_size": f"another `partition_size` ({both('partition_size')})",
         "weights": "other weights of CLIP, or another version of torch or open_clip",
     }
 
@@ -358,7 +358,7 @@ def _check_claimed(job: _Job) -> None:
     path = os.path.join(job.folder, _MANIFEST)
     try:
         with open(path, encoding="utf-8") as file:
-            found = json.load(file).get("job")
+            found = parsed_json(file.read()).get("job")
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is not there on {socket.gethostname()}: `out` has to be a folder "
@@ -644,7 +644,7 @@ class _OnDask:
             return future.result()
         except KilledWorker as error:
             raise RuntimeError(
-                f"Partition {number} (counted from 0, of partition_size images each) "
+                f"Partition {number} (counted from 0, of `partition_size` images each) "
                 "was not scored: each worker that tried died, perhaps of too little "
                 "memory, and of no single image. All others that were begun are "
                 "finished. Look at the workers' logs, then call again, which runs only "

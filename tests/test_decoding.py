@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import threading
 import tracemalloc
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from clipad_sklearn import CLIPImageEncoder
+from clipad_sklearn import CLIPImageEncoder, ImageReadError, OpenCLIP
 from clipad_sklearn import _decoding as decoding
 from clipad_sklearn._images import image_size, open_image
 from clipad_sklearn._masks import mask_pixels
@@ -127,6 +129,54 @@ def test_alpha_that_says_something_lies_on_white() -> None:
 
 
 # -- numbers -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_bits", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_lies_on_white(n_bits: int) -> None:
+    """Whatever the depth; Pillow compares it with the grey of 8 bits."""
+    row = np.zeros(8 * n_bits, np.uint8)
+    row[2 * n_bits - 1] = 1  # the second pixel of eight
+    row[-n_bits:] = 1  # the last is white
+    header = struct.pack(">IIBBBBB", 8, 1, n_bits, 0, 0, 0, 0)
+    parts = (
+        chunk(b"IHDR", header),
+        chunk(b"tRNS", struct.pack(">H", 1)),
+        chunk(b"IDAT", zlib.compress(b"\0" + np.packbits(row).tobytes())),
+        chunk(b"IEND", b""),
+    )
+    image = open_image(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    expected = np.zeros((1, 8, 3))
+    expected[0, 1] = expected[0, 7] = 255
+    np.testing.assert_array_equal(np.asarray(image), expected)
+
+
+def test_a_transparent_colour_of_16_bits_lies_on_white() -> None:
+    colours = np.array([[[60000] * 3, [0x1234, 0x5678, 0x9ABC]]], np.uint16)
+    head, body = (content := deep_png(colours))[:33], content[33:]
+    clear = chunk(b"tRNS", struct.pack(">3H", *colours[0, 1]))
+    image = np.asarray(open_image(head + clear + body))
+    np.testing.assert_array_equal(image[0], [[234] * 3, [255] * 3])
+
+
+# White, 16 by 16, three channels of 16 bits. Pillow reads black and cannot write it.
+DEEP_JPEG_2000 = """
+AAAADGpQICANCocKAAAAFGZ0eXBqcDIgAAAAAGpwMiAAAAAtanAyaAAAABZpaGRyAAAAEAAAABAAAw8HAAAA
+AAAPY29scgEAAAAAABAAAACXanAyY/9P/1EALwAAAAAAEAAAABAAAAAAAAAAAAAAABAAAAAQAAAAAAAAAAAA
+Aw8BAQ8BAQ8BAf9SAAwAAAABAQEEBAAB/1wAB0CAiIiQ/2QAJQABQ3JlYXRlZCBieSBPcGVuSlBFRyB2ZXJz
+aW9uIDIuNS40/5AACgAAAAAAHAAB/5PP/DAUFABcr4eAgICAgP/Z
+"""
+
+
+def test_deep_colours_of_jpeg_2000_are_refused() -> None:
+    content = base64.b64decode(DEEP_JPEG_2000)
+    for read in (open_image, mask_pixels, image_size):
+        with pytest.raises(ValueError, match="16 bits per channel, which is not read"):
+            read(content)
+    for right in (COLOUR, GREY, GREY.astype(np.uint16) * 257):
+        again = np.asarray(open_image(file(right, "JPEG2000")))
+        grey = right // 257 if right.dtype == np.uint16 else right
+        expected = grey if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=2)
+        np.testing.assert_array_equal(again, expected)
 
 
 def test_white_is_zero() -> None:
@@ -288,6 +338,46 @@ def test_masks_of_two_levels_are_read_by_their_grey(
     )
 
 
+@pytest.mark.parametrize("mode", ["RGBX", "YCbCr", "CMYK", "RGB", "HSV"])
+def test_masks_as_images_of_any_mode(mode: str) -> None:
+    image = Image.fromarray(MASK * np.uint8(255)).convert("RGB").convert(mode)
+    np.testing.assert_array_equal(mask_pixels(image), MASK)
+
+
+def ppm(pixels: np.ndarray) -> bytes:
+    return b"P6\n16 12\n65535\n" + pixels.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize("encode", [deep_png, ppm])
+def test_deep_masks_in_colour(encode: Callable[[np.ndarray], bytes]) -> None:
+    """Pillow keeps the upper 8 bits, and numbers of kinds would all be 0."""
+    full = np.repeat(MASK[..., np.newaxis] * np.uint16(65535), 3, axis=2)
+    np.testing.assert_array_equal(mask_pixels(encode(full)), MASK)
+    assert mask_pixels(encode(np.full_like(full, 65535))).all()
+    for label in (1, 200, 300):
+        with pytest.raises(ValueError, match="save it in grey, or with 8 bits"):
+            mask_pixels(encode(full // 65535 * np.uint16(label)))
+
+
+RED_ON_WHITE = np.where(MASK[..., np.newaxis], [255, 0, 0], 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.fromarray(np.where(MASK, 1, np.nan).astype(np.float32)), "not numbers"),
+        (Image.fromarray(np.where(MASK, np.nan, 0).astype(np.float32)), "not numbers"),
+        (Image.fromarray(np.where(MASK, -1, 0).astype(np.int32)), "below 0"),
+        (Image.fromarray(RED_ON_WHITE), "equally bright"),
+        (Image.fromarray(RED_ON_WHITE).quantize(), "equally bright"),
+        (np.ma.array(MASK, mask=MASK), "masked pixels"),
+    ],
+)
+def test_masks_that_say_nothing_are_refused(image: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mask_pixels(image)
+
+
 def test_masks_of_many_levels_warn() -> None:
     soft = np.where(MASK, 255, 0).astype(np.uint8)
     soft[3, 4:9] = 128
@@ -327,13 +417,35 @@ def test_broken_metadata_cost_no_photo(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG", "TIFF"])
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", [*range(10), 255, 65535])
 def test_orientation_of_photos_and_sizes(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = file(Image.fromarray(COLOUR), kind, exif=exif)
-    expected = (16, 12) if orientation >= 5 else (12, 16)
+    expected = (16, 12) if orientation in (5, 6, 7, 8) else (12, 16)
     assert opened(content).shape[:2] == image_size(content) == expected
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_a_truncated_photo_of_a_format_that_is_read(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The remedy is not to install what is there."""
+    brand = {"AVIF": b"avif", "HEIF": b"heic"}[kind]
+    content = b"\0\0\0\x18ftyp" + brand + bytes(100)
+    monkeypatch.setitem(Image.OPEN, kind, None)
+    assert decoding.why_not_an_image(content) == "truncated or corrupt"
+    monkeypatch.delitem(Image.OPEN, kind)
+    assert "which needs" in decoding.why_not_an_image(content)
+
+
+def test_a_thin_photo_of_which_a_square_is_cut_out() -> None:
+    photo = Image.new("RGB", (30_000, 1), "white")
+    encoder = CLIPImageEncoder(OpenCLIP("tiny", resize="crop", embedding_cache=None))
+    with pytest.raises(ImageReadError, match="30000 times as long as it is wide"):
+        encoder.transform([photo])
+    squashed = CLIPImageEncoder(OpenCLIP("tiny", embedding_cache=None))
+    assert np.isfinite(squashed.transform([photo])).all()
 
 
 # -- files that are no photos ------------------------------------------------------
@@ -344,6 +456,10 @@ OTHERS = {
     "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript file"),
     "EPS with a preview": (b"\xc5\xd0\xd3\xc6" + bytes(60), "a PostScript file"),
     "PDF": (b"%PDF-1.7\n", "a PDF document"),
+    "SVG": (b"<?xml version='1.0'?><svg/>", "an SVG drawing"),
+    "ZIP": (b"PK\x03\x04" + bytes(60), "a ZIP archive"),
+    "QOI": (b"qoif" + bytes(60), "a QOI image"),
+    "JPEG of 12 bits": (b"\xff\xd8\xff" + bytes(60), "a JPEG image of a kind"),
     "PSD": (b"8BPS\0\1" + bytes(60), "a Photoshop file"),
     "JPEG XL": (b"\xff\x0a" + bytes(60), "a JPEG XL image"),
     "DICOM": (bytes(128) + b"DICM" + bytes(60), "a DICOM file"),

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -215,6 +216,53 @@ def test_folders_that_cannot_be_listed(
     assert "closed: permission denied" in photos.notes[0]
     with pytest.raises(PermissionError, match="closed"):
         list_images(tmp_path / "closed")
+
+
+def test_links_that_cannot_be_followed(tmp_path: Path) -> None:
+    """Each may have been one to a folder of photos, such as on a share that is gone."""
+    make(tmp_path, "1.png")
+    for name, target in (
+        ("gone", tmp_path / "nothing"),
+        ("2026.11.25", tmp_path / "nothing"),
+        ("round", "round"),
+        ("gone.png", tmp_path / "nothing"),  # a photo that cannot be read
+        (".hidden", tmp_path / "nothing"),
+    ):
+        (tmp_path / name).symlink_to(target)
+    photos = find_photos([str(tmp_path)])
+    assert [Path(path).name for path in photos.paths] == ["1.png", "gone.png"]
+    assert photos.n_unreadable == 3
+    assert "gone: no such file or directory" in " ".join(photos.notes)
+    with pytest.warns(UserWarning, match="is left out: "):
+        assert found(tmp_path) == ["1.png", "gone.png"]
+
+
+@pytest.mark.parametrize("pattern", ["*/*.png", "closed/*.png", "*/*/*.png"])
+def test_patterns_that_cannot_look_everywhere(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "open/1.png", "open/in/1.png", "closed/2.png")
+    scandir = os.scandir
+
+    def refuses(path: Any) -> os.ScandirIterator[str]:  # as for a user who is not root
+        if "closed" in os.fspath(path):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+    (tmp_path / "elsewhere").mkdir()
+    photos = find_photos([str(tmp_path / pattern), str(tmp_path / "open")])
+    assert photos.n_unreadable == 1
+    assert any("closed: permission denied" in note for note in photos.notes)
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, "{", "7", "\xff"])
+def test_a_list_of_outputs_that_is_not_ours(content: str, tmp_path: Path) -> None:
+    make(tmp_path, "1.png")
+    (tmp_path / ".clipad-outputs.json").write_text(content, encoding="latin-1")
+    assert found(tmp_path) == ["1.png"]
+    with pytest.raises(FileExistsError, match=r"outputs\.json is there and was not"):
+        claim_outputs(str(tmp_path), ["1.map.png"])
 
 
 def test_outputs_of_ours(tmp_path: Path) -> None:

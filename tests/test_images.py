@@ -136,6 +136,7 @@ BAD_OBJECTS: dict[str, tuple[Any, str]] = {
     "negative float": (np.full((4, 4), -0.5), "must lie in [0, 1]"),
     "NaN": (np.full((4, 4), np.nan), "must lie in [0, 1]"),
     "int64": (RAMP.astype(np.int64), "dtype int64"),
+    "masked": (np.ma.array(RAMP, mask=RAMP > 9), "fill them, for example"),
     "complex": (RAMP.astype(complex), "dtype complex128"),
 }
 

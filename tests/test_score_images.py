@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from clipad_sklearn import (
     clear_models,
     score_images,
 )
+from clipad_sklearn._cli import score as score_command
 from clipad_sklearn._cli.main import main
 from clipad_sklearn._clip.models import n_features
 from clipad_sklearn.datasets import make_defect_images
@@ -440,12 +442,12 @@ def test_a_detector_that_cannot_be_sent(detector: Pipeline, tmp_path: Path) -> N
     [
         ({"images": 5}, r"another list of images \(6 there, 5 now\)"),
         ({"images": [1, 0, 2, 3, 4, 5]}, "other paths or in another order"),
-        ({"partition_size": 3}, r"another partition_size \(2 there, 3 now\)"),
+        ({"partition_size": 3}, r"another `partition_size` \(2 there, 3 now\)"),
         ({"class_name": "bolt"}, "another detector.*there.*class_name='bolt'.* now"),
         ({"offset": 0.25}, "another detector of the same settings"),
         ({"version": "0.0"}, r"another version of clipad-sklearn \(0.0 there"),
         ({"weights": "none"}, "other weights of CLIP"),
-        ({"images": 5, "partition_size": 3}, "list of images.*; another partition_"),
+        ({"images": 5, "partition_size": 3}, "list of images.*; another `partition_"),
     ],
 )
 def test_a_folder_of_something_else(
@@ -834,11 +836,27 @@ def test_command_on_this_machine(
 ) -> None:
     # One worker process, however many cores there are.
     monkeypatch.setattr("distributed.deploy.local.CPU_COUNT", 1)
+    if sys.version_info >= (3, 11):  # what lies among the photos is not run by it
+        (tmp_path / "photos").mkdir()
+        monkeypatch.chdir(tmp_path / "photos")
+        for name in ("struct", "pickle", "signal"):
+            planted = f"open({str(tmp_path / 'planted')!r}, 'w')\nraise ImportError"
+            Path(f"{name}.py").write_text(planted)
     out = tmp_path / "scores"
     options = ["--clip", "tiny", "--method", "prompt", "--dask", "local"]
     assert main(["score", photos[0], *options, "--out", str(out)]) == 0
     assert "1 scored" in capsys.readouterr().out
     assert len(pandas.read_parquet(out)) == 1
+    assert not (tmp_path / "planted").exists()
+    assert "PYTHONSAFEPATH" not in os.environ
+
+
+def test_options_in_messages() -> None:
+    error = ValueError(
+        "in partition_size/`out`: another `partition_size`, another `out`"
+    )
+    expected = "in partition_size/--out: another --partition-size, another --out"
+    assert score_command._with_options(error) == expected
 
 
 @pytest.mark.parametrize(
@@ -856,6 +874,21 @@ def test_wrong_usage(arguments: list[str], message: str, capsys: Any) -> None:
         main(["score", "a.png", "--dask", "local", *arguments])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_address_of_something_else(
+    photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """It answers, and the client of Dask would wait for the rest of it for ever."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(score_command, "_CONNECT_SECONDS", 2)
+    address = f"tcp://127.0.0.1:{server.server_address[1]}"
+    out = str(tmp_path / "out")
+    assert main(["score", photos[0], "--dask", address, "--out", out]) == 2
+    server.shutdown()
+    expected = f"--dask {address}: no scheduler of Dask has answered there for 2 sec"
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -524,6 +524,7 @@ def _check_score(given: dict[str, Any]) -> None:
             if name in given:
                 option = "--" + name.replace("_", "-")
                 raise UsageError(f"{option} has no effect beside --load: it is saved")
+    _check_outputs_are_not_read(given)
     _check_method(given)
     for name in ("bad", "max_false_alarm", "confidence"):
         if name in given and "calibrate" not in given:
@@ -549,6 +550,21 @@ def _check_score(given: dict[str, Any]) -> None:
             raise UsageError(f"--{name.replace('_', '-')} needs --report")
     if out is not None and out.endswith(".xlsx") and find_spec("openpyxl") is None:
         raise UsageError(f"--out {out}: needs openpyxl: python -m pip install openpyxl")
+
+
+def _check_outputs_are_not_read(given: dict[str, Any]) -> None:
+    """Check that no result would take the place of words, layers or weights."""
+    clip = given.get("clip") or ""
+    named = [*given.get("normal", ()), *given.get("anomalous", ())]
+    named += [given.get("layers"), clip, clip.partition("/")[2]]
+    read = {os.path.realpath(path) for path in named if path and os.path.exists(path)}
+    for name in ("out", "report", "save"):
+        path = os.path.realpath(given.get(name) or "")
+        if name in given and read & {path, os.path.dirname(path)}:
+            raise UsageError(
+                f"--{name} {given[name]}: this run reads that file, or has its model "
+                "in that folder; name another file"
+            )
 
 
 def _check_method(given: dict[str, Any]) -> None:

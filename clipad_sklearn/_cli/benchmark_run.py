@@ -20,7 +20,7 @@ from sklearn.utils import Bunch
 from .. import metrics
 from .._clip.settings import OpenCLIP
 from .._detectors.calibration import calibrate_threshold
-from .._files import UNFINISHED
+from .._files import UNFINISHED, parsed_json
 from .._images import image_size
 from .._masks import mask_pixels, resized_mask
 from .._prompts import check_prompts, random_word_prompts
@@ -77,7 +77,16 @@ def _folders(root: str) -> list[str]:
     return sorted(
         entry.name
         for entry in os.scandir(root)
-        if entry.is_dir() and not entry.name.startswith((".", "split_csv"))
+        if entry.is_dir()
+        and not entry.name.startswith((".", "split_csv"))
+        and not _is_benchmark(entry.path)
+    )
+
+
+def _is_benchmark(folder: str) -> bool:
+    """Whether a folder among the categories is one that a benchmark wrote."""
+    return os.path.isfile(os.path.join(folder, "settings.json")) and os.path.isdir(
+        os.path.join(folder, "parts")
     )
 
 
@@ -445,7 +454,7 @@ def _settings_of(out: Path) -> dict[str, Any] | None:
     path = out / "settings.json"
     if path.exists():
         try:
-            found: dict[str, Any] = json.loads(path.read_text())
+            found: dict[str, Any] = parsed_json(path.read_text())
             {**found["settings"]}["methods"], found["settings"]["categories"]
         except (ValueError, TypeError, KeyError):
             raise UsageError(f"{path}: was not written by `clipad benchmark`") from None
@@ -489,10 +498,11 @@ def _claim(out: Path, described: dict[str, Any]) -> None:
 
 def _finished(path: Path, fingerprint: str) -> dict[str, Any] | None:
     try:
-        part = json.loads(path.read_text())
+        part = parsed_json(path.read_text())
     except (OSError, ValueError):
         return None
-    return part if part.get("fingerprint") == fingerprint else None
+    is_ours = isinstance(part, dict) and part.get("fingerprint") == fingerprint
+    return part if is_ours else None
 
 
 def _file_name(category: str, method: str) -> str:

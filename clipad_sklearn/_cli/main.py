@@ -10,6 +10,7 @@ import errno
 import functools
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,8 +23,18 @@ from typing import Any
 from .._files import remove_unfinished
 from .._fork import at_fork
 from .arguments import parse
-from .output import UsageError, print_error, printable, set_quiet, stage
+from .output import (
+    UsageError,
+    close_output,
+    print_error,
+    printable,
+    reader_may_leave,
+    set_quiet,
+    stage,
+)
 
+# What becomes of stdout: a full disk, a limit of sizes, a terminal that is gone.
+_OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # From an interrupt to the end of the process, whatever it does.
 _GRACE_SECONDS = 1.5
 _BUG = "clipad: this is a bug in clipad; please report it with the traceback above"
@@ -80,29 +91,23 @@ def _run(argv: Sequence[str] | None) -> int:
                 stage("starting: loading libraries")
             run = importlib.import_module(f".{command}", __package__).run
             status = int(run(settings))
-            if sys.stdout is not None:
-                sys.stdout.flush()
-            return status
+            with reader_may_leave():
+                return status
         except UsageError as error:
             lines = (printable(line) for line in str(error).split("\n"))
             print_error("clipad: error: " + "\n".join(lines))
             return 2
         except BrokenPipeError:
-            # The reader of the output, such as `head`, has seen enough.
-            _close_output()
+            # What is printed as it is found, and not needed any more.
+            close_output()
             return 0
         except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                _close_output()
+            if isinstance(error, OSError) and error.errno in _OF_OUTPUT:
+                close_output()
                 print_error(f"clipad: error: {printable(str(error))}")
                 return 2
             print_error(traceback.format_exc() + _BUG)
             return 3
-
-
-def _close_output() -> None:
-    """Let what is still to be flushed go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say_end(terminated: bool) -> int:
@@ -145,7 +150,10 @@ def _show_warning(
     **more: Any,
 ) -> None:
     text = " ".join(str(message).split())
-    if text in shown:  # of another photo
+    # Of another photo; or of Pillow, which counts what is broken in one.
+    is_of_pillow = f"{os.sep}PIL{os.sep}" in str(place[0])
+    kind = re.sub(r"\d+", "N", text) if is_of_pillow else text
+    if kind in shown:
         return
-    shown.add(text)
+    shown.add(kind)
     print_error(f"clipad: warning: {printable(text)}")

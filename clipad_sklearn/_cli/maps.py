@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._detectors.regions import REGION_FIELDS, anomaly_regions
-from .._files import claim_outputs
+from .._files import claim_outputs, read_bytes
 from .._images import open_image
 from .output import UsageError, as_usage_error, writing
 from .table import REGION_COLUMNS, region_rows, write_csv
@@ -125,31 +126,38 @@ def _claim(folder: str, targets: Sequence[str], map_format: str) -> None:
     for parent, listed in names.items():
         os.makedirs(parent, exist_ok=True)
         claim_outputs(parent, listed)
+        for name in listed:
+            if os.path.isdir(path := os.path.join(parent, name)):
+                raise UsageError(f"--maps: {path} is a folder")
 
 
 def _targets(paths: Sequence[str], folder: str) -> list[str]:
     """Where the files of each image go: the tree of the images, under `folder`.
 
-    Without the ending of the image's name, where no other image has the same name.
+    Without the ending of the image's name, where no other image has that name.
     """
     absolute = [os.path.abspath(path) for path in paths]
     try:
         root = os.path.commonpath([os.path.dirname(path) for path in absolute])
     except ValueError as error:
         raise UsageError(f"--maps: {error}; score one drive at a time") from error
-    stems = [os.path.splitext(path)[0] for path in absolute]
-    counts = Counter(os.path.normcase(stem) for stem in stems)
-    return [
-        os.path.join(
-            folder,
-            _short(
-                os.path.relpath(
-                    stem if counts[os.path.normcase(stem)] == 1 else path, root
-                )
-            ),
-        )
-        for path, stem in zip(absolute, stems, strict=True)
-    ]
+    names = _shortest_names(absolute)
+    return [os.path.join(folder, _short(os.path.relpath(name, root))) for name in names]
+
+
+def _shortest_names(paths: list[str]) -> list[str]:
+    """Leave out endings as long as names differ, also in capitals only."""
+    names = [os.path.splitext(path)[0] for path in paths]
+    while True:
+        counts = Counter(name.casefold() for name in names)
+        # "a.jpg" may be the whole name of one and, without ".png", that of another.
+        longer = [
+            path if counts[name.casefold()] > 1 else name
+            for path, name in zip(paths, names, strict=True)
+        ]
+        if longer == names:
+            return names
+        names = longer
 
 
 def _short(path: str) -> str:
@@ -177,11 +185,15 @@ def _write_map(path: str, anomaly_map: np.ndarray) -> None:
 def _read_map(path: str) -> np.ndarray:
     from PIL import Image
 
-    if path.endswith(".npy"):
-        return np.load(path)
-    # Written by this command, of an image that was opened: as large as that may be.
-    with open(path, "rb") as file, Image.open(file) as image:
-        return np.asarray(image).astype(np.float32) / np.float32(65535)
+    try:
+        content = io.BytesIO(read_bytes(path))
+        if path.endswith(".npy"):
+            return np.load(content)
+        # Written by this command, of an image that was opened: as large as that may be.
+        with Image.open(content, formats=["PNG"]) as image:
+            return np.asarray(image).astype(np.float32) / np.float32(65535)
+    except Exception as error:  # of a damaged file, readers raise all kinds
+        raise ValueError(f"{path} is gone or has changed") from error
 
 
 def _colors(shade: np.ndarray) -> np.ndarray:

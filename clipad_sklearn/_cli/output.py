@@ -56,6 +56,22 @@ def print_error(line: str) -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Print to stdout as long as somebody reads it, as `head` does not for long."""
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        close_output()
+
+
+def close_output() -> None:
+    """Let what is still to be flushed go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def stage(message: str) -> None:
     """Say what is being done, unless the user wants it quiet."""
     if not _quiet:

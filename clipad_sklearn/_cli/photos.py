@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .._files import Walk, is_output, walk_images
+from .._files import Walk, error_words, is_output, outputs_in, walk_images
 from .output import UsageError
 
 
@@ -26,8 +26,9 @@ def find_photos(arguments: Sequence[str]) -> Photos:
     found: dict[str, str] = {}  # real path -> path as given
     notes: list[str] = []
     n_unreadable = 0
+    outputs = _Outputs()
     for argument in arguments:
-        walk = _expand(argument)
+        walk = _expand(argument, outputs)
         if not walk.images:
             notes.append(f"no image found in {argument}")
         notes += [f"{argument}: {note}" for note in _left_out(walk)]
@@ -40,27 +41,53 @@ def find_photos(arguments: Sequence[str]) -> Photos:
     return Photos(paths, notes, n_unreadable)
 
 
-def _expand(argument: str) -> Walk:
+def _expand(argument: str, outputs: _Outputs) -> Walk:
     """Return what an argument names, and what of it is left out."""
     if os.path.isdir(argument):
         return walk_images(argument)
     if os.path.lexists(argument) or not glob.has_magic(argument):
-        return _named([argument])
+        return _named([argument], outputs)
     if "**" in argument:
         return _matching(argument)
     matches = sorted(glob.glob(argument))
     walks = [walk_images(match) for match in matches if os.path.isdir(match)]
-    return _joined(
-        [_named([path for path in matches if not os.path.isdir(path)]), *walks]
-    )
+    named = _named([path for path in matches if not os.path.isdir(path)], outputs)
+    return _joined([named, *walks, Walk(unreadable=_not_listed(argument))])
 
 
-def _named(paths: Sequence[str]) -> Walk:
+def _not_listed(pattern: str) -> list[tuple[str, str]]:
+    """Return folders in which a pattern looks in vain, and why; `glob` is silent."""
+    reasons = []
+    parent = os.path.dirname(pattern)
+    while parent:
+        for folder in sorted(glob.glob(parent)):
+            try:
+                if os.path.isdir(folder):
+                    os.scandir(folder).close()
+                    os.stat(os.path.join(folder, os.curdir))
+            except OSError as error:
+                reasons.append((folder, error_words(error)))
+        if not glob.has_magic(parent):
+            break
+        parent = os.path.dirname(parent)
+    return reasons
+
+
+class _Outputs(dict[str, frozenset[str]]):
+    """Maps and overlays in each folder, whose list is read once."""
+
+    def __missing__(self, folder: str) -> frozenset[str]:
+        self[folder] = outputs_in(folder)
+        return self[folder]
+
+
+def _named(paths: Sequence[str], outputs: _Outputs) -> Walk:
     """Sort out files that were named one by one."""
     walk = Walk()
     for path in paths:
-        is_ours = is_output(*os.path.split(path))
-        (walk.outputs if is_ours else walk.images).append(path)
+        folder, name = os.path.split(path)
+        found = walk.outputs if is_output(name, outputs[folder]) else walk.images
+        found.append(path)
     return walk
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from .output import (
     check_writable,
     counted,
     printable,
+    reader_may_leave,
     say,
     stage,
 )
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 20
 _PARTITION = 1000  # photos
+_CONNECT_SECONDS = 60  # longer than Dask itself tries
 
 
 def run(settings: ScoreSettings) -> int:
@@ -84,9 +87,11 @@ def run(settings: ScoreSettings) -> int:
         if row["path"] in scored.tiles:
             row["tile"] = scored.tiles[row["path"]]
     lost = _write(settings, fitted, threshold, rows, scored)
-    if not settings.out:
-        _print_rows(rows, threshold)
-    _print_summary(settings, threshold, *_counts(rows), lost)
+    with reader_may_leave():
+        if not settings.out:
+            _print_rows(rows, threshold)
+        _print_summary(settings, threshold, *_counts(rows), lost)
+    _say_uncalibrated(settings, threshold, *_counts(rows)[:2])
     if settings.shift_test:
         say_shift(fitted, margins[np.isfinite(margins)])
     n_failures = len(failures) + threshold.n_unreadable + fitted.n_unreadable
@@ -211,7 +216,10 @@ def _run_on_dask(
     n_before = done.n_partitions - done.n_partitions_run
     if n_before:
         say(f"{n_before} of {done.n_partitions} partitions were already there")
-    _print_summary(settings, threshold, n_scored, done.n_anomalous, done.n_unreadable)
+    counts = n_scored, done.n_anomalous, done.n_unreadable
+    with reader_may_leave():
+        _print_summary(settings, threshold, *counts)
+    _say_uncalibrated(settings, threshold, *counts[:2])
     n_failures = done.n_unreadable + threshold.n_unreadable + fitted.n_unreadable
     return 1 if n_failures else 0
 
@@ -219,7 +227,7 @@ def _run_on_dask(
 def _with_options(error: Exception) -> str:
     """Return the message with the options of the command for the parameters."""
     message = str(error).replace("`out`", "--out")
-    return message.replace("partition_size", "--partition-size")
+    return message.replace("`partition_size`", "--partition-size")
 
 
 def _partition_size(settings: ScoreSettings, n_photos: int) -> int:
@@ -235,27 +243,74 @@ def _partition_size(settings: ScoreSettings, n_photos: int) -> int:
 def _dask_client(address: str) -> Iterator[Any]:
     """Connect to a scheduler, or start one with a worker process per core."""
     try:
-        import dask
         from distributed import Client
     except ImportError as error:
         raise UsageError(
             '--dask needs Dask: python -m pip install "clipad-sklearn[dask]"'
         ) from error
-    with as_usage_error():
-        if address == "local":
-            # Dask has workers give memory back all the time, which costs torch much.
-            trim = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
-            with dask.config.set({trim: None}):
-                # On the loopback only: nobody else has a say.
-                client = Client(
-                    threads_per_worker=1,
-                    host="127.0.0.1",
-                    dashboard_address="127.0.0.1:0",
-                )
+    with contextlib.ExitStack() as stack:
+        with as_usage_error():
+            try:
+                if address == "local":
+                    stack.enter_context(_safe_path())
+                    client = _local_client(Client)
+                else:
+                    client = _connected(Client, address)
+            except RuntimeError as error:  # such as of a worker that does not start
+                raise UsageError(f"--dask {address}: {error}") from error
+        yield stack.enter_context(client)
+
+
+def _connected(client: Any, address: str) -> Any:
+    """Connect to a scheduler, and not wait for ever for what is none."""
+    found: list[Any] = []
+
+    def connect() -> None:
+        try:
+            found.append(client(address))
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_CONNECT_SECONDS)
+    if not found:
+        raise UsageError(
+            f"--dask {address}: no scheduler of Dask has answered there for "
+            f"{_CONNECT_SECONDS} seconds; is it the address of something else?"
+        )
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+def _local_client(client: Any) -> Any:
+    import dask
+
+    # Dask has workers give memory back all the time, which costs torch much.
+    trim = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
+    with dask.config.set({trim: None}):
+        # On the loopback only: nobody else has a say.
+        return client(
+            threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+        )
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Keep the working directory from where new processes look for modules.
+
+    Photos may lie there, and a file ``struct.py`` among them. From Python 3.11 on.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
         else:
-            client = Client(address)
-    with client:
-        yield client
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 # -- results -------------------------------------------------------------------
@@ -418,6 +473,11 @@ def _print_summary(
         if path in lost:
             continue
         print(f"wrote {printable(path)}")
+
+
+def _say_uncalibrated(
+    settings: ScoreSettings, threshold: Threshold, n_scored: int, n_anomalous: int
+) -> None:
     if threshold.source == "none":
         one_sided = n_scored >= 20 and n_anomalous in (0, n_scored)
         say(

@@ -7,6 +7,7 @@ import importlib.metadata
 import io
 import json
 import platform
+import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -110,26 +111,36 @@ def _short(row: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
 
 def _write_xlsx(path: str, sheets: dict[str, _Sheet]) -> None:
     from openpyxl import Workbook
-    from openpyxl.cell import WriteOnlyCell
 
     book = Workbook(write_only=True)
-    for title, (columns, rows) in sheets.items():
-        sheet = book.create_sheet(title)
-        sheet.freeze_panes = "A2"
-        longest = max((len(row["path"]) for row in rows), default=0)
-        sheet.column_dimensions["A"].width = min(max(longest, 10), 80)
-        sheet.append(list(columns))
-        for row in rows:
-            cells = []
-            for value in _short(row, columns).values():
-                if isinstance(value, str):
-                    # As a text, whatever it begins with.
-                    value = WriteOnlyCell(sheet, printable(value))
-                    value.data_type = "s"
-                cells.append(value)
-            sheet.append(cells)
     with writing(path) as temporary, open(temporary, "wb") as file:
-        book.save(file)
+        try:
+            for title, (columns, rows) in sheets.items():
+                _fill(book.create_sheet(title), columns, rows)
+            book.save(file)
+        except OSError as error:
+            # Rows go to temporary files first, perhaps on another disk.
+            reason = f"{error.strerror} (there, or in {tempfile.gettempdir()})"
+            raise OSError(error.errno, reason) from error
+
+
+def _fill(sheet: Any, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows to a sheet of a spreadsheet."""
+    from openpyxl.cell import WriteOnlyCell
+
+    sheet.freeze_panes = "A2"
+    longest = max((len(row["path"]) for row in rows), default=0)
+    sheet.column_dimensions["A"].width = min(max(longest, 10), 80)
+    sheet.append(list(columns))
+    for row in rows:
+        cells = []
+        for value in _short(row, columns).values():
+            if isinstance(value, str):
+                # As a text, whatever it begins with.
+                value = WriteOnlyCell(sheet, printable(value))
+                value.data_type = "s"
+            cells.append(value)
+        sheet.append(cells)
 
 
 def as_csv(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> str:

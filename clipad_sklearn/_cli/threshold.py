@@ -90,6 +90,12 @@ def set_threshold(
                 f"{counted(len(finite), 'photo')} is less than one, so none is called "
                 "anomalous."
             )
+        elif (n_found := int((finite < last.offset_).sum())) < n_below:
+            sentence = (
+                f"Threshold from --contamination: {n_found} of "
+                f"{counted(len(finite), 'photo')} lie below, fewer than {share}, as "
+                "photos with equal scores get the same verdict."
+            )
         return Threshold(threshold_of(fitted.detector), "--contamination", (sentence,))
     return _as_fitted(settings, fitted)
 

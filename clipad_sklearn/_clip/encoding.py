@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from .loaded_model import LoadedModel
     from .settings import OpenCLIP
 
+# Pixels of an image that is as large as the model wants it on one side.
+_MOST_RESIZED = 100_000_000
+
 
 def encode_texts(clip: OpenCLIP, texts: Sequence[str]) -> np.ndarray:
     """Return the embeddings (n_texts, n_features) of texts, duplicates encoded once."""
@@ -322,6 +325,7 @@ class _ImageReader:
         self, model: LoadedModel, resize: str, cache: EmbeddingCache | None
     ) -> None:
         self.transform = model.transform(resize)
+        self.shorter_side = min(model.input_size) if resize == "crop" else 0
         self.pixels = (id(model), resize)  # by which an image keeps them
         self.cache = cache
         self.salt = ""
@@ -371,6 +375,7 @@ class _ImageReader:
         """Return pixels, and (height, width), of an image."""
 
         def of_image(image: Any) -> tuple[Any, tuple[int, int]]:
+            self._check_shape(image)
             return self.transform(image), (image.height, image.width)
 
         if self.pixels not in made:
@@ -379,6 +384,15 @@ class _ImageReader:
                 open_image(opened, of_image) if is_file else of_image(opened)
             )
         return made[self.pixels]
+
+    def _check_shape(self, image: Any) -> None:
+        """Refuse an image that needs too much memory before a square is cut out."""
+        ratio = max(image.size) / min(image.size)
+        if self.shorter_side**2 * ratio > _MOST_RESIZED:
+            raise ValueError(
+                f"the image is {ratio:.0f} times as long as it is wide, too much for "
+                "resize='crop': use resize='squash', or cut it into parts"
+            )
 
 
 def _alone(error: ValueError) -> ValueError:

@@ -27,6 +27,7 @@ from .source import CONFIG, Source
 logger = logging.getLogger(__name__)
 
 _TOWERS = ("vision_cfg", "text_cfg")
+_OF_ANOTHER_MODEL = ("size mismatch", "Missing key", "Unexpected key")
 
 
 def create(source: Source) -> tuple[Any, Callable[[], Any], bool]:
@@ -53,6 +54,7 @@ def create(source: Source) -> tuple[Any, Callable[[], Any], bool]:
         torch.manual_seed(0)
         model = open_clip.create_model(_for_open_clip(source), **arguments)
     _check_finite(source, model)
+    _check_preprocessing(source, model)
     is_plain = not text_cfg.get("hf_tokenizer_name") and (
         source.is_folder or source.is_hub or "siglip" not in source.model_name.lower()
     )
@@ -170,6 +172,9 @@ def _folder_config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if not all(isinstance(config["model_cfg"][key], dict) for key in _TOWERS):
             raise TypeError("towers are described by objects")
+        text_cfg = config["model_cfg"]["text_cfg"]
+        if not isinstance(text_cfg.get("tokenizer_kwargs") or {}, dict):
+            raise TypeError("tokenizer_kwargs is an object")
         return config
     except FileNotFoundError:
         raise _not_found(str(folder), str(folder), f"no {CONFIG} there") from None
@@ -287,6 +292,24 @@ def _check_finite(source: Source, model: Any) -> None:
             )
 
 
+def _check_preprocessing(source: Source, model: Any) -> None:
+    settings = model.visual.preprocess_cfg
+    transform = open_clip.transform
+    try:
+        known = {k: settings[k] for k in ("size", "mean", "std")}
+        interpolation = settings.get("interpolation", "bicubic")
+        config = transform.PreprocessCfg(**known, interpolation=interpolation)
+        made = transform.image_transform_v2(config, is_train=False)
+        pixels = made.transforms[-1](torch.zeros((3, 1, 1)))  # mean and std
+        if not torch.isfinite(pixels).all():
+            raise ValueError("pixels are not finite")
+    except Exception as error:
+        reason = _line(error)
+        raise ValueError(
+            f"The preprocess_cfg of {str(source)!r} is not valid ({reason}): {settings}"
+        ) from error
+
+
 # -- texts: what needs the package transformers ---------------------------------------
 
 
@@ -310,7 +333,10 @@ def tokenizer(source: Source, text_cfg: dict[str, Any], is_plain: bool) -> Any:
         bpe_path = (text_cfg.get("tokenizer_kwargs") or {}).get("bpe_path")
         if bpe_path:
             # open_clip would look for a relative path in the working directory.
-            arguments["bpe_path"] = str(Path(source.model_name) / bpe_path)
+            path = Path(source.model_name) / bpe_path
+            if not path.is_file():
+                raise _not_found(str(source), str(path), "no such file of merges")
+            arguments["bpe_path"] = str(path)
     if is_plain:
         with _explained(source, needs_hub=source.is_hub):
             return _open_clip_tokenizer(source, arguments)
@@ -362,10 +388,17 @@ def _explain(error: Exception, source: Source) -> Exception:
     if is_local and "TorchScript" in reasons:
         return _is_a_program(source, place)
     if is_local and "Required pretrained weights" not in reasons:
-        if "size mismatch" in reasons or "Missing key" in reasons:
+        if any(reason in reasons for reason in _OF_ANOTHER_MODEL):
+            model = CONFIG if source.is_folder else source.model_name
             return ValueError(
-                f"The checkpoint {place!r} does not fit the model "
-                f"{source.model_name!r}: {_line(error)}"
+                f"The checkpoint {place!r} does not fit the model {model!r}: "
+                f"{_start(error)}"
+            )
+        if source.is_folder:
+            return ValueError(
+                f"The folder {place!r} cannot be read as a CLIP: its weights, or the "
+                "files of its tokenizer, are missing, truncated, damaged or no such "
+                f"files ({_line(error)})."
             )
         return ValueError(
             f"The checkpoint {place!r} cannot be read as {source.model_name!r}: it is "
@@ -400,6 +433,12 @@ def _not_found(
 def _line(error: BaseException) -> str:
     """First line of a message, or the kind of an error that has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _start(error: BaseException) -> str:
+    """Return a message of several lines in one, cut off where it is long."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def _chain(error: BaseException | None) -> list[str]:

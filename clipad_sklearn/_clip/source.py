@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +14,7 @@ if TYPE_CHECKING:
     from .settings import OpenCLIP
 
 CONFIG = "open_clip_config.json"
+_SAMPLES, _SAMPLE_BYTES = 16, 4096
 TINY = str(Path(__file__).parents[1] / "tiny")
 
 
@@ -105,18 +109,32 @@ def _stamp(path: str | None) -> tuple[Any, ...] | None:
     if path is None or not os.path.exists(path):
         return None
     if os.path.isdir(path):
-        with os.scandir(path) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
+        names = sorted(os.listdir(path))
         return os.path.abspath(path), *(
-            (entry.name, *_state(entry)) for entry in listed
+            (name, *_state(os.path.join(path, name))) for name in names
         )
-    status = os.stat(path)
-    return os.path.abspath(path), status.st_mtime_ns, status.st_size
+    return os.path.abspath(path), *_state(path)
 
 
-def _state(entry: os.DirEntry[str]) -> tuple[int, ...]:
+def _state(path: str) -> tuple[Any, ...]:
+    """Return what differs between a file and the one that takes its place."""
     try:
-        status = entry.stat()
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return (status.st_mtime_ns,)
+        # Where times are set, as in container images, other weights have the same.
+        changed = status.st_mtime_ns, status.st_ctime_ns, status.st_size
+        return *changed, _sample(path, *changed)
     except OSError:  # a link to nowhere, which is no weights
         return ()
-    return status.st_mtime_ns, status.st_size
+
+
+@functools.lru_cache(maxsize=1024)
+def _sample(path: str, modified: int, changed: int, size: int) -> str:
+    """Return a hash of some of the bytes of a file; read again when it has changed."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        for i in range(_SAMPLES):
+            file.seek(i * max(0, size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -19,6 +19,7 @@ from .._clip.encoding import keyed_pixel_batches, pixel_batches
 from .._clip.models import load
 from .._clip.settings import OpenCLIP, check_clip
 from .._errors import ImageReadError
+from .._images import image_name
 from .._validation import all_or_nothing, check_blocks
 from .base import quantile_offset
 from .maps import MapDetector, check_size, pixel_quantile, sized, upsampled
@@ -658,14 +659,13 @@ default=None
         self._check_same_clip()
         matcher = self._matcher(tower.model.device)
         numbers = {name: i for i, name in enumerate(self.reference_ids_.tolist())}
+        start = 0
         for pixels, sizes, put in keyed_pixel_batches(check_clip(self.clip), images):
             # References have been compared with all others.
             own = np.array([numbers.get(name, -1) for name in photo_ids(pixels)])
-            if len(numbers) == 1 and (own >= 0).any():
-                raise ValueError(
-                    "One of the photos is the only reference of the detector: nothing "
-                    "is left to compare it with."
-                )
+            if len(numbers) == 1:
+                _check_others(own, images, start)
+            start += len(own)
             scores = self.reference_patch_scores_[own]
             others = np.flatnonzero(own < 0)
             if len(others):
@@ -872,3 +872,14 @@ def _check_neighborhoods(neighborhoods: Any) -> None:
             f"neighborhoods={neighborhoods!r}: expected a sequence of odd numbers, "
             "such as (1, 3)."
         )
+
+
+def _check_others(own: np.ndarray, images: Sequence[Any], start: int) -> None:
+    """Check that none of the images from `start` on is the only reference."""
+    reason = "it is the only reference of the detector: nothing is left to compare with"
+    failures = [
+        (index, image_name(read_once.given(images[index])), reason)
+        for index in (start + np.flatnonzero(own >= 0)).tolist()
+    ]
+    if failures:
+        raise ImageReadError(failures)

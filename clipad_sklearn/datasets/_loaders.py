@@ -139,8 +139,8 @@ def load_visa(
     FileNotFoundError
         If the data set, a category, an image or a mask is not there.
     ValueError
-        If `split` is none of these, the split file lacks a column or has an unknown
-        label, or a category has no image.
+        If `split` is none of these, the split file lacks a column, a value or rows of
+        the split, or has an unknown label or split, or a category has no image.
 
     Notes
     -----
@@ -168,6 +168,8 @@ def load_visa(
         by_category: dict[str, list[_Row]] = {}
         for name, row in _visa_rows(root, split_file, split):
             by_category.setdefault(name, []).append(row)
+        if not by_category:
+            raise ValueError(f"{split_file!r} has no row of the split {split!r}.")
         for name in _chosen(category, lambda: sorted(by_category), root, "VisA"):
             if name not in by_category:
                 known = ", ".join(sorted(by_category))
@@ -476,12 +478,19 @@ def _visa_rows(root: str, split_file: str, split: str) -> Iterator[tuple[str, _R
                 f"{split_file!r}, line {line}: expected the label 'normal' or "
                 f"'anomaly', found {label!r}."
             )
-        if part != split:
-            continue
+        if part not in ("train", "test"):
+            raise ValueError(
+                f"{split_file!r}, line {line}: expected the split 'train' or 'test', "
+                f"found {part!r}."
+            )
+        if not image:
+            raise ValueError(f"{split_file!r}, line {line}: the image is missing.")
         if label == "anomaly" and not mask:
             raise ValueError(
                 f"{split_file!r}, line {line}: the anomaly {image!r} has no mask."
             )
+        if part != split:
+            continue
         bad = label == "anomaly"
         path, mask_path = (
             os.path.join(root, *PurePosixPath(relative.replace("\\", "/")).parts)
@@ -541,6 +550,11 @@ def _folders(root: str) -> list[str]:
         )
 
 
+def _files(folder: str) -> set[str]:
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if not entry.is_dir()}
+
+
 def _folders_of_files(root: str, split: str) -> dict[str, str]:
     """Return the folder of each file below `root`, by the name of the file."""
     folders: dict[str, str] = {}
@@ -573,7 +587,7 @@ def _check_present(paths: Sequence[str], where: str, data_set: str) -> None:
     for path in paths:
         folder, name = os.path.split(path)
         if folder not in listed:
-            listed[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+            listed[folder] = _files(folder) if os.path.isdir(folder) else set()
         if name not in listed[folder]:
             missing.append(path)
     if missing:

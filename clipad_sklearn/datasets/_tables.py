@@ -21,8 +21,8 @@ def read_table(path: str) -> Iterator[tuple[int, list[str]]]:
     """
     with open(path, "rb") as file:
         text = _decoded(file.read(), path)
-    # Such as the mark by which DOS ends a file.
-    text = text.rstrip("\x1a\0").replace("\r\n", "\n").replace("\r", "\n")
+    # Such as the mark by which DOS ends a file, and those between files put together.
+    text = _with_line_feeds(text.rstrip("\x1a\0").replace("\ufeff", ""))
     first = text.lstrip().partition("\n")[0]
     named = _NAMED_SEPARATOR.fullmatch(first)
     unquoted = re.sub('"[^"]*"', "", first)
@@ -50,6 +50,10 @@ def read_table(path: str) -> Iterator[tuple[int, list[str]]]:
         yield reader.line_num, fields
 
 
+def _with_line_feeds(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _decoded(content: bytes, path: str) -> str:
     if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         encodings = ["utf-32"]
@@ -64,7 +68,8 @@ def _decoded(content: bytes, path: str) -> str:
             return content.decode(encoding)
         except UnicodeDecodeError as error:
             reason = error
-    line = content[: reason.start].count(b"\n") + 1
+    before = content[: reason.start].decode(encoding, "replace")
+    line = _with_line_feeds(before).count("\n") + 1
     raise ValueError(
         f"{path!r}, line {line}: expected a table in UTF-8, UTF-16 or Windows-1252, "
         f"found bytes that are none of these ({reason.reason})."

@@ -501,6 +501,13 @@ def test_killed_and_resumed_gives_the_same_tables(tmp_path: Path) -> None:
     assert main(resumed) == 0
     for name in TABLES:
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    # Results among the categories are none of them.
+    shutil.move(killed, root / "results")
+    resumed[resumed.index(str(killed))] = str(root / "results")
+    assert main(resumed) == 0
+    killed = root / "results"
+    for name in TABLES:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
     visible = [sorted(f.name for f in d.rglob("[!.]*")) for d in (whole, killed)]
     assert visible[0] == visible[1]
 

@@ -72,10 +72,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def score(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+def score(tmp_path: Path, *arguments: str, status: int = 0) -> dict[str, Any]:
     """Run ``clipad score`` in this process and return its JSON."""
     out = tmp_path / "scores.json"
-    assert main(["score", *arguments, "--out", str(out)]) == 0
+    assert main(["score", *arguments, "--out", str(out)]) == status
     return json.loads(out.read_text())
 
 
@@ -156,7 +156,8 @@ def test_scores_are_those_of_the_library(folder: Path, tmp_path: Path) -> None:
     embeddings = CLIPImageEncoder("tiny").transform(paths)
     detector = PromptDetector("tiny", class_name="thing").fit(embeddings)
     margins = [row["margin"] for row in report["scores"]]
-    np.testing.assert_allclose(margins, detector.score_samples(embeddings), atol=1e-6)
+    # To float32, as photos were perhaps kept from other batches.
+    np.testing.assert_allclose(margins, detector.score_samples(embeddings), rtol=1e-6)
     probabilities = [row["p_anomaly"] for row in report["scores"]]
     expected = detector.predict_proba(embeddings)[:, 0]
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
@@ -336,6 +337,17 @@ def test_what_set_the_threshold_is_said(folder: Path, tmp_path: Path, capsys) ->
     assert "promises nothing" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("default:Fewer than 4 references:UserWarning")
+def test_the_only_good_photo_is_among_the_photos(few: Path, tmp_path: Path) -> None:
+    """It costs its own row."""
+    arguments = [str(few), "--clip", "tiny", "--good", str(few / "1.png")]
+    report = score(tmp_path, *arguments, status=1)
+    assert [row["error"] is None for row in report["scores"]] == [True, True, False]
+    row = report["scores"][2]
+    assert row["path"] == str(few / "1.png")
+    assert "the only reference of the detector" in row["error"]
+
+
 def test_good_photos_to_compare_with(folder: Path, tmp_path: Path, capsys) -> None:
     good, bad = sorted((folder / "good").iterdir()), str(folder / "bad")
     saved, maps = str(tmp_path / "detector.joblib"), tmp_path / "maps"
@@ -460,6 +472,17 @@ def test_tiles_and_size_of_the_input(few: Path, tmp_path: Path) -> None:
             assert row["margin"] == pytest.approx(expected[row["path"]], abs=1e-3)
         again = score(tmp_path, str(few), "--load", saved)
         assert again["scores"] == report["scores"]
+
+
+def test_contamination_of_photos_with_equal_scores(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    paths = [str(tmp_path / f"{i}.png") for i in range(10)]
+    for path in paths:
+        shutil.copy(few / "0.png", path)
+    report = score(tmp_path, *paths, *TINY, "--contamination", "0.2")
+    assert set(verdicts(report)) == {"normal"}
+    assert "0 of 10 photos lie below, fewer than 20 %" in capsys.readouterr().out
 
 
 def test_share_of_less_than_one_photo(few: Path, tmp_path: Path, capsys) -> None:

@@ -38,6 +38,37 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
+def test_each_photo_has_files_of_its_own(tmp_path: Path) -> None:
+    """Whatever their names have in common with and without endings."""
+    names = ["a.jpg", "a.png", "a.jpg.png", "a.jpg.png.tif", "B.png", "b.jpg"]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, name in enumerate(names):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / name)
+    maps, out = tmp_path / "maps", tmp_path / "scores.json"
+    options = ["--method", "sdp", "--maps", str(maps), "--out", str(out)]
+    assert main(["score", str(photos), "--clip", "tiny", *options]) == 0
+    assert len(list(maps.glob("*.map.png"))) == len(names)
+    assert len({path.name.casefold() for path in maps.glob("*.png")}) == 13
+    detector = SDPDetector("tiny").fit()
+    for name in names[:4]:
+        with Image.open(maps / f"{name}.map.png") as image:
+            written = np.asarray(image) / 65535
+        expected = detector.anomaly_maps([photos / name])[0]
+        np.testing.assert_allclose(written, expected, atol=1e-5)
+
+
+def test_a_folder_in_the_place_of_a_map(tmp_path: Path, capsys: Any) -> None:
+    Image.new("L", (32, 32), 99).save(tmp_path / "x.png")
+    (tmp_path / "maps" / "x.map.png").mkdir(parents=True)
+    options = ["--method", "sdp", "--maps", str(tmp_path / "maps")]
+    assert main(["score", str(tmp_path / "x.png"), "--clip", "tiny", *options]) == 2
+    shown = capsys.readouterr()
+    assert "x.map.png" in shown.err
+    assert "scored" not in shown.out
+
+
 @pytest.mark.parametrize("method", ["winclip", "sdp"])
 def test_maps_and_overlays(method: str, tree: Path, tmp_path: Path) -> None:
     out, maps = tmp_path / "scores.json", tmp_path / "new" / "maps"
@@ -267,3 +298,15 @@ def test_what_was_written_is_no_photo_and_what_was_not_is_kept(
     written = [path.name for path in Path("maps").glob("?.overlay.png")]
     assert written == ["a.overlay.png"]
     assert Path("scores.csv").exists()
+
+    def spoiling(*arguments: Any) -> Any:
+        yield from found(*arguments)
+        Path("spoilt", "a.map.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+
+    monkeypatch.setattr(module, "scores_and_maps", spoiling)
+    assert main([*score, "--maps", "spoilt"]) == 1
+    error = capsys.readouterr().err
+    assert "a.png: spoilt/a.map.png is gone or has changed" in error
+    written = list(Path("spoilt").glob("*.overlay.png"))
+    assert len(written) == 1  # of the photo with the long name
+    assert Path("spoilt", "regions.csv").exists()

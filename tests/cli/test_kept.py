@@ -130,21 +130,31 @@ def test_a_second_run_loads_nothing(
     assert "a model was loaded" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("same_times", [False, True])
+@pytest.mark.parametrize("same_process", [False, True])
 def test_weights_that_were_replaced_are_not_taken_for_the_old_ones(
-    tmp_path: Path, photo_files: list[str]
+    same_times: bool, same_process: bool, tmp_path: Path, photo_files: list[str]
 ) -> None:
+    """Also where times are set, such as in images of containers."""
     shutil.copytree(models.source_of(OpenCLIP("tiny")).model_name, tmp_path / "model")
     clip = OpenCLIP(
         str(tmp_path / "model"), None, embedding_cache=str(tmp_path / "cache")
     )
-    before = clip.encode_image(photo_files)
-    clear_models()
     weights = next((tmp_path / "model").glob("*.safetensors"))
     from safetensors.numpy import load_file, save_file
 
-    state = load_file(weights)
+    save_file(state := load_file(weights), weights)
+    if same_times:
+        os.utime(weights, (1, 1))
+    before = clip.encode_image(photo_files)
+    if not same_process:
+        clear_models()
     name = next(name for name in state if name.startswith("visual"))
+    size = weights.stat().st_size
     save_file(state | {name: state[name] * 2}, weights)
+    assert weights.stat().st_size == size
+    if same_times:
+        os.utime(weights, (1, 1))
     after = clip.encode_image(photo_files)
     assert not np.allclose(before, after)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import inspect
 import os
 import re
 import resource
+import shutil
 import signal
+import struct
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from processes import Forked
 
 from clipad_sklearn import _files
 from clipad_sklearn._cli.main import main
+from clipad_sklearn._clip.source import TINY
 
 pytestmark = pytest.mark.usefixtures("on_processor")
 
@@ -88,6 +93,26 @@ def test_said_before_the_work(
     assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+def test_what_the_run_reads_is_not_written_over(folder: Path, capsys: Any) -> None:
+    for name in ("good.txt", "bad.txt"):
+        Path(name).write_text("{}\n")
+    shutil.copytree(TINY, "model")
+    words = ["--normal", "good.txt", "--anomalous", "bad.txt"]
+    in_model = os.path.join("model", "open_clip_model.safetensors")
+    for options in (
+        [*words, "--save", "good.txt"],
+        [*words, "--save", "./bad.txt"],
+        ["--clip", "./model", "--save", in_model],
+        ["--clip", f"ViT-S-16-alt/{in_model}", "--save", in_model],
+    ):
+        before = [path.read_bytes() for path in sorted(folder.rglob("*.*"))]
+        with pytest.raises(SystemExit) as caught:
+            main(["score", "photos", "--method", "prompt", *options])
+        assert caught.value.code == 2
+        assert "this run reads that file" in capsys.readouterr().err
+        assert [path.read_bytes() for path in sorted(folder.rglob("*.*"))] == before
+
+
 # -- in a process of its own ---------------------------------------------------------
 
 
@@ -129,6 +154,55 @@ def test_a_full_disk_costs_nothing_else(folder: Path) -> None:
     assert "wrote scores.csv" in out
     assert "wrote report.html" not in out
     assert {*os.listdir()} - {"saved"} == {"photos", "scores.csv"}
+
+
+@pytest.mark.parametrize("options", [[], ["--report", "report.html"]])
+def test_the_status_where_nobody_reads(options: list[str], folder: Path) -> None:
+    """A photo was not read, and with options the report was not written."""
+
+    def before() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+
+    (folder / "photos" / "broken.png").write_text("no photo")
+    status, _, error = in_a_process(["score", "photos", *PROMPT, *options], before)
+    assert status == (2 if options else 1)
+    assert ("report.html was not written" in error) == bool(options)
+    assert "Exception" not in error
+
+
+def test_a_full_disk_for_temporary_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A spreadsheet needs some, and is not written; all else is."""
+    pytest.importorskip("openpyxl")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("openpyxl.worksheet._writer.create_temporary_file", full)
+    options = ["--out", "scores.xlsx", "--save", "saved", "--report", "report.html"]
+    assert score(*options) == 2
+    shown = capsys.readouterr()
+    assert "scores.xlsx was not written: No space left on device (there, " in shown.err
+    assert "wrote report.html" in shown.out
+    assert "wrote saved" in shown.out
+
+
+def test_broken_metadata_are_said_once(folder: Path, capsys: Any) -> None:
+    """Pillow counts each of thousands of entries."""
+    n = 500
+    entries = b"".join(struct.pack("<HHII", i, 2, 1000, 8) for i in range(n))
+    exif = b"II*\0\x08\0\0\0" + struct.pack("<H", n) + entries + bytes(4)
+    body = struct.pack(">I", len(exif)) + b"eXIf" + exif
+    chunk = body + struct.pack(">I", zlib.crc32(body[4:]))
+    photo = folder / "photos" / "0.png"
+    content = photo.read_bytes()
+    photo.write_bytes(content[:33] + chunk + content[33:])
+    assert score() == 0
+    assert capsys.readouterr().err.count("Skipping tag") <= 3
 
 
 @pytest.mark.parametrize("case", ["closed", "full", "nobody reads"])

@@ -82,6 +82,35 @@ class TestErrors:
         with pytest.raises(ValueError, match="does not fit the model 'ViT-S-16-alt'"):
             load(clip)
 
+    @pytest.mark.parametrize(
+        ("part", "changes", "message"),
+        [
+            ("preprocess_cfg", {"interpolation": "foo"}, "preprocess_cfg of .*is not"),
+            ("preprocess_cfg", {"std": [0, 1, 1]}, "preprocess_cfg of .*is not valid"),
+            ("preprocess_cfg", {"mean": "grey"}, "preprocess_cfg of .*is not valid"),
+            ("text_cfg", {"tokenizer_kwargs": [1]}, "tokenizer_kwargs is an object"),
+            ("text_cfg", {"tokenizer_kwargs": {"bpe_path": "gone"}}, "gone.*no such"),
+            (
+                "text_cfg",
+                {"tokenizer_kwargs": {"bpe_path": "open_clip_config.json"}},
+                "files of its tokenizer, are missing.*[Nn]ot a gzip",
+            ),
+            ("text_cfg", {"layers": 2}, "not fit the model 'open_clip_config.*Unexp"),
+            ("text_cfg", {"layers": 5}, "not fit the model 'open_clip_config.*Missing"),
+        ],
+    )
+    def test_folder_with_a_wrong_config(
+        self, part: str, changes: dict[str, Any], message: str, tmp_path: Path
+    ) -> None:
+        for name in ("open_clip_model.safetensors", "bpe_merges.txt.gz"):
+            (tmp_path / name).symlink_to(Path(TINY, name))
+        config = json.loads(Path(TINY, "open_clip_config.json").read_text())
+        within = config if part in config else config["model_cfg"]
+        within[part] |= changes
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+        with pytest.raises((ValueError, WeightsNotFound), match=message):
+            load(OpenCLIP(str(tmp_path)))
+
     def test_vocabulary_that_does_not_fit(self, tmp_path: Path) -> None:
         """tiny without its merges file gets open_clip's vocabulary of 49,408."""
 

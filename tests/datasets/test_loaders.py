@@ -147,11 +147,11 @@ def remove(*names: str) -> Callable[[Path], None]:
     return spoil
 
 
-def replace(name: str, old: str, new: str) -> Callable[[Path], None]:
+def replace(name: str, old: str, new: str, count: int = 1) -> Callable[[Path], None]:
     def spoil(root: Path) -> None:
         text = (root / name).read_text()
         assert old in text
-        (root / name).write_text(text.replace(old, new, 1))
+        (root / name).write_text(text.replace(old, new, count))
 
     return spoil
 
@@ -181,6 +181,14 @@ MALFORMED = [
      ValueError, r"line 3: the anomaly 'candle.*001\.JPG' has no mask"),
     ("visa", replace(SPLIT, "pcb1,train,normal", "pcb1,normal"),
      ValueError, r"line 10: expected 5 fields"),
+    ("visa", replace(SPLIT, "pcb1,train", "pcb1,tset"),
+     ValueError, r"line 10: expected the split 'train' or 'test', found 'tset'"),
+    ("visa", replace(SPLIT, "test,", "train,", -1),
+     ValueError, r"1cls\.csv' has no row of the split 'test'"),
+    ("visa", replace(SPLIT, ",candle/Data/Images/Anomaly/001.JPG,", ",,"),
+     ValueError, r"line 3: the image is missing"),
+    ("visa", replace(SPLIT, "candle/Data/Images/Anomaly/001.JPG", "candle/Data"),
+     FileNotFoundError, r"1 of \d+ files are missing.*candle.Data'"),
     ("visa", remove("candle", "Data", "Masks", "Anomaly", "001.png"),
      FileNotFoundError, r"1 of \d+ files are missing.*001\.png.*spot-diff"),
     ("visa", remove("pcb1", "Data", "Images"),

@@ -46,6 +46,10 @@ def test_utf_16_without_a_mark(encoding: str, tmp_path: Path) -> None:
         (b"a,b\n1,2\n\x1a", [["a", "b"], ["1", "2"]]),
         (b'"a, b, c";d\n1;2\n', [["a, b, c", "d"], ["1", "2"]]),
         (b'a,b\r\n"1\r\n2",3\r\n', [["a", "b"], ["1\n2", "3"]]),
+        (
+            b"\xef\xbb\xbfa,b\n1,2\n\xef\xbb\xbf3,4\n",
+            [["a", "b"], ["1", "2"], ["3", "4"]],
+        ),
         (b'a\r"x ""y"""\r', [["a"], ['x "y"']]),
     ],
 )
@@ -76,6 +80,8 @@ def test_blank_lines_and_spaces(tmp_path: Path) -> None:
         (b"a,b\n1,2\n1,2,3\n", "line 3: expected 2 fields"),
         (b"a,b\n1\n", "line 2: expected 2 fields"),
         (b"a,b\n\x81\x8d,2\n", "line 2: expected a table in UTF-8"),
+        (b"a,b\r1,2\r\x81\x8d,2\r", "line 3: expected a table in UTF-8"),
+        ("a,b\n\u0a0a,\u0a0a\n".encode("utf-16") + b"\0\xdc", "line 3: expected a t"),
         (b'a,b\n"' + b"x" * 200_000 + b'",1\n', "line 2: field larger than"),
     ],
 )

@@ -18,6 +18,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
 from slow_references import center_and_spread, few_colours, patch_scores
 
+import clipad_sklearn
 from clipad_sklearn import (
     ImageReadError,
     OpenCLIP,
@@ -315,8 +316,9 @@ def test_one_photo(good: list[Any]) -> None:
     assert np.isnan(detector.reference_scores_).all()
     assert detector.location_ == "anywhere"
     assert np.isfinite(detector.score_samples(good[1:])).all()
-    with pytest.raises(ValueError, match="only reference"):
-        detector.predict(good[:1])
+    with pytest.raises(ImageReadError, match="only reference") as caught:
+        detector.predict([*good[1:3], good[0], good[4], good[0]])
+    assert [index for index, _, _ in caught.value.failures] == [2, 4]
     for name in ("contamination", "pixel_contamination"):
         with (
             pytest.warns(UserWarning, match="Fewer than 4"),
@@ -531,7 +533,7 @@ def test_saved_with_skops(fitted: ReferenceDetector) -> None:
     sio = pytest.importorskip("skops.io")
     data = sio.dumps(fitted)
     types = sio.get_untrusted_types(data=data)
-    assert all(name.startswith("clipad_sklearn.") for name in types)
+    assert {name.rpartition(".")[2] for name in types} <= {*clipad_sklearn.__all__}
     again = sio.loads(data, trusted=types)
     X = few_colours(2, seed=1)
     np.testing.assert_array_equal(again.score_samples(X), fitted.score_samples(X))
