@@ -342,7 +342,7 @@ def test_the_only_good_photo_is_among_the_photos(few: Path, tmp_path: Path) -> N
     """It costs its own row."""
     arguments = [str(few), "--clip", "tiny", "--good", str(few / "1.png")]
     report = score(tmp_path, *arguments, status=1)
-    assert [row["error"] is None for row in report["scores"]] == [True, True, False]
+    assert [not row["error"] for row in report["scores"]] == [True, True, False]
     row = report["scores"][2]
     assert row["path"] == str(few / "1.png")
     assert "the only reference of the detector" in row["error"]
