@@ -205,7 +205,7 @@ def test_broken_metadata_are_said_once(folder: Path, capsys: Any) -> None:
     assert capsys.readouterr().err.count("Skipping tag") <= 3
 
 
-@pytest.mark.parametrize("case", ["closed", "full", "nobody reads"])
+@pytest.mark.parametrize("case", ["closed", "full", "too large", "nobody reads"])
 @pytest.mark.parametrize("number", [1, 2])
 def test_streams_cost_no_result(case: str, number: int, folder: Path) -> None:
     if case == "full" and not os.path.exists("/dev/full"):
@@ -216,6 +216,11 @@ def test_streams_cost_no_result(case: str, number: int, folder: Path) -> None:
             os.close(number)
         elif case == "full":
             os.dup2(os.open("/dev/full", os.O_WRONLY), number)
+        elif case == "too large":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+            log = os.open("log", os.O_WRONLY | os.O_CREAT)
+            os.lseek(log, 9000, os.SEEK_SET)
+            os.dup2(log, number)
         else:
             reader, writer = os.pipe()
             os.close(reader)
@@ -225,10 +230,11 @@ def test_streams_cost_no_result(case: str, number: int, folder: Path) -> None:
     status, out, error = in_a_process(arguments, before)
     assert os.path.exists("scores.csv"), (status, out, error)
     assert len(Path("scores.csv").read_text().splitlines()) == 5
-    is_cut = (case, number) == ("full", 1)
+    reason = {"full": "No space left on device", "too large": "File too large"}
+    is_cut = case in reason and number == 1
     assert status == (2 if is_cut else 0)
     assert "Traceback" not in out + error
-    assert ("No space left on device" in error) == is_cut
+    assert (reason.get(case, "clipad: error") in error) == is_cut
 
 
 def _raising_at(where: str, text: str, number: int) -> None:
