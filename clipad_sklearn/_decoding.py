@@ -9,7 +9,7 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -140,16 +140,29 @@ def decoded(content: bytes) -> Iterator[tuple[Image.Image, Traits]]:
         _warn_of_pages()
     with _pixels.taking(image.size[0] * image.size[1]):
         with reasons(content):
-            try:
-                image, traits = _loaded(image)
-            except (MemoryError, ValueError):
-                raise
-            except Exception:
-                bare = _without_metadata(content)
-                if bare is None:
-                    raise
-                image, traits = _loaded(open_file(bare))
+            image, traits = _first_that_works(
+                lambda: loaded(image), lambda bare: loaded(open_file(bare)), content
+            )
         yield image, traits
+
+
+def _first_that_works(
+    work: Callable[[], Any], again: Callable[[bytes], Any], content: bytes
+) -> Any:
+    """Do it once more without metadata that are broken, but for how it is turned."""
+    from PIL import Image
+
+    try:
+        return work()
+    except (Image.DecompressionBombError, MemoryError):
+        raise
+    except Exception:
+        for keeps_exif in (True, False):
+            bare = _without_metadata(content, keeps_exif)
+            if bare is not None:
+                with contextlib.suppress(Exception):
+                    return again(bare)
+        raise
 
 
 @contextlib.contextmanager
@@ -240,7 +253,7 @@ def why_not_an_image(content: bytes) -> str:
         return "a pointer of Git LFS, not the photo: run git lfs pull"
     if head.startswith(b"\x93NUMPY"):
         return "an array of numpy: load it in Python and pass the array"
-    if head.lstrip()[:9].lower() in (b"<!doctype", b"<html>"):
+    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
         return "a web page, not an image: the download went wrong"
     kind = next((kind for start, kind in _OTHER_KINDS if head.startswith(start)), "")
     if brand:
@@ -265,17 +278,16 @@ def open_file(content: bytes) -> Any:
     if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
         _register_heif()
     known = [name for name in _FORMATS if name in Image.OPEN]
-    try:
-        image = Image.open(io.BytesIO(content), formats=known)
-    except (Image.DecompressionBombError, MemoryError):
-        raise
-    except Exception:
-        bare = _without_metadata(content)
-        if bare is None:
-            raise
-        image = Image.open(io.BytesIO(bare), formats=known)
+
+    def opened(content: bytes) -> Any:
+        return Image.open(io.BytesIO(content), formats=known)
+
+    image = _first_that_works(lambda: opened(content), opened, content)
     tags = getattr(image, "tag_v2", None)
-    if tags is not None and (_DNG in tags or content[8:10] == b"CR"):
+    # Raw photos begin with a small copy, or say that they are raw.
+    if tags is not None and (
+        _DNG in tags or content[8:10] == b"CR" or int(tags.get(_KIND_OF_PAGE, 0)) & 1
+    ):
         raise ValueError("a raw photo that is not read: convert it to TIFF or JPEG")
     if tags is not None and tags.get(_BITS) == (16,):
         _check_tiff_pixels(content, tags)
@@ -316,7 +328,8 @@ def _register_heif() -> None:
         importlib.import_module("pillow_heif").register_heif_opener()
 
 
-def _loaded(image: Any) -> tuple[Image.Image, Traits]:
+def loaded(image: Any) -> tuple[Image.Image, Traits]:
+    """Load an opened image, upright and as its format has it; raise for what is not."""
     traits = traits_of(image)
     # Loading a TIFF turns it, and forgets the tags.
     tags = dict(getattr(image, "tag_v2", None) or {})
@@ -375,12 +388,31 @@ def _n_pages(content: bytes, kind: str | None) -> int:
 
 def _warn_of_pages() -> None:
     # The same words for each image, so that they are shown once.
-    warnings.warn(
+    warn_of_image(
         "A file holds several pages or pictures; only the first is read. Save each as "
-        "a file of its own.",
-        UserWarning,
-        stacklevel=2,
+        "a file of its own."
     )
+
+
+_noting = threading.local()
+
+
+@contextlib.contextmanager
+def noting_warnings() -> Iterator[list[str]]:
+    """Give what this thread warns of images meanwhile, as it is said each time."""
+    _noting.texts = texts = list[str]()
+    try:
+        yield texts
+    finally:
+        _noting.texts = None
+
+
+def warn_of_image(text: str) -> None:
+    """Warn of what makes an image look other than it should."""
+    texts = getattr(_noting, "texts", None)
+    if texts is not None:
+        texts.append(text)
+    warnings.warn(text, UserWarning, stacklevel=3)
 
 
 def _as_sixteen_bits(image: Image.Image, tags: dict[int, Any]) -> Image.Image:
@@ -407,35 +439,38 @@ def _orientation(image: Any) -> int:
 # -- files whose metadata are broken -------------------------------------------------
 
 
-def _without_metadata(content: bytes) -> bytes | None:
-    """Return a file with nothing but its pixels, None if that changes nothing."""
+def _without_metadata(content: bytes, keeps_exif: bool) -> bytes | None:
+    """Return a file with little but its pixels, None if that changes nothing."""
     bare = None
     with contextlib.suppress(struct.error, IndexError):
         if content.startswith(b"\x89PNG\r\n\x1a\n"):
-            bare = _bare_png(content)
+            bare = _bare_png(content, keeps_exif)
         elif content.startswith(b"\xff\xd8"):
-            bare = _bare_jpeg(content)
+            bare = _bare_jpeg(content, keeps_exif)
     return None if bare is None or len(bare) == len(content) else bare
 
 
-def _bare_png(content: bytes) -> bytes:
+def _bare_png(content: bytes, keeps_exif: bool) -> bytes:
+    kept = [b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"] + [b"eXIf"] * keeps_exif
     parts, at = [content[:8]], 8
     while at + 8 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, at)
         end = at + 12 + length
-        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+        if kind in kept:
             parts.append(content[at:end])
         at = end
     return b"".join(parts)
 
 
-def _bare_jpeg(content: bytes) -> bytes:
+def _bare_jpeg(content: bytes, keeps_exif: bool) -> bytes:
     parts, at = [content[:2]], 2
     while content[at] == 0xFF and content[at + 1] != 0xDA:
         (length,) = struct.unpack_from(">H", content, at + 2)
-        # Not APP0 and APP14, which say what colours the numbers are.
-        is_metadata = content[at + 1] in {*range(0xE1, 0xEE), 0xEF, 0xFE}
-        if not is_metadata:
+        # Not APP0 and APP14, which say what colours the numbers are, if they are whole.
+        kind, body = content[at + 1], content[at + 4 : at + 2 + length]
+        is_metadata = kind in {*range(0xE1, 0xEE), 0xEF, 0xFE}
+        is_metadata |= length < {0xE0: 16, 0xEE: 14}.get(kind, 0)
+        if not is_metadata or (keeps_exif and body.startswith(b"Exif\0")):
             parts.append(content[at : at + 2 + length])
         at += 2 + length
     return b"".join([*parts, content[at:]])

@@ -26,7 +26,9 @@ _SYSTEM_FOLDERS = frozenset(
     {
         *("@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
         *("$recycle.bin", "recycler", "system volume information", "lost+found"),
-        *("__macosx", "$windows.~bt"),
+        *("__macosx", "$windows.~bt", "recycled", "~snapshot"),
+        *("network trash folder", "lost.dir", "found.000", "trashbox"),
+        *("@__thumb", "$extend", "temporary items"),
     }
 )
 # The list of maps and overlays in a folder.
@@ -281,6 +283,16 @@ def _opened(path: str | os.PathLike[str]) -> int:
             if time.monotonic() > end:
                 raise
             time.sleep(0.05)
+
+
+def check_not_special(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError for a pipe, socket or device, which others would wait for."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # said by whoever opens it
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError(f"{os.fspath(path)!r} is {_kind(mode)}, not a file")
 
 
 def _check_regular(status: os.stat_result) -> None:

@@ -14,11 +14,11 @@ from ._decoding import (
     Traits,
     content_of,
     decoded,
+    loaded,
     open_file,
     reasons,
-    traits_of,
-    upright,
     upright_size,
+    warn_of_image,
 )
 from ._files import read_bytes, walk_images
 from ._fork import at_fork
@@ -238,11 +238,7 @@ def _converted(
     then: Callable[[Any], Any] | None,
 ) -> Any:
     with _load_locks[id(image) // 64 % len(_load_locks)], reasons():
-        traits = traits_of(image)
-        image.load()
-        if min(image.size) == 0:
-            raise ValueError("the image has no pixels")
-        image = upright(image)
+        image, traits = loaded(image)
     with reasons():
         converted = convert(image, traits)
     return _then(converted, then)
@@ -308,15 +304,14 @@ def _brightest(image: Image.Image) -> int:
 def _warn_of_few_bits(n_bits: int, highest: int) -> None:
     # The same words for each image, so that they are shown once.
     remedy = {
-        4095: "If its camera gives 10 or 12 bits, multiply the pixels by 64 or 16.",
+        4095: "If its camera gives 10 or 12 bits, multiply the pixels by 64 or 16; of "
+        "colours, have its software save 8 bits.",
         255: "If these are 8-bit values, save it with 8 bits.",
         7: "If its camera gives few bits, multiply the pixels.",
     }
-    warnings.warn(
+    warn_of_image(
         f"A {n_bits}-bit image has no value above {highest}, so it will look almost "
-        f"black to the model. {remedy[highest]}",
-        UserWarning,
-        stacklevel=2,
+        f"black to the model. {remedy[highest]}"
     )
 
 
@@ -381,12 +376,10 @@ def _to_eight_bits(pixels: np.ndarray) -> np.ndarray:
                 "divide 8-bit values by 255"
             )
         if 1e-6 < _colours(pixels).max() < 1 / 16:
-            warnings.warn(
+            warn_of_image(
                 "A float image has no value above 1/16, so it will look almost black "
                 "to the model. Divide the pixels by the largest value that its camera "
-                "gives.",
-                UserWarning,
-                stacklevel=2,
+                "gives."
             )
         return _by_strips(pixels, lambda some: np.rint(some.astype(np.float64) * 255))
     raise ValueError(

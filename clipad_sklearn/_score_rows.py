@@ -77,6 +77,12 @@ def check_detector(detector: Any) -> None:
                 "detector that has score_samples and offset_"
             )
         raise NotFittedError("the detector is not fitted: call fit, fit(None) will do")
+    try:
+        is_number = not np.isnan(threshold_of(detector))
+    except (TypeError, ValueError):
+        is_number = False
+    if not is_number:
+        raise ValueError(f"offset_={last.offset_!r}: expected a number, the threshold")
 
 
 def threshold_of(detector: Any) -> float:

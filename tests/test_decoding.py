@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from clipad_sklearn import CLIPImageEncoder, ImageReadError, OpenCLIP
+from clipad_sklearn import CLIPImageEncoder, ImageReadError, OpenCLIP, SDPDetector
 from clipad_sklearn import _decoding as decoding
 from clipad_sklearn._images import image_size, open_image
 from clipad_sklearn._masks import mask_pixels
@@ -397,6 +397,7 @@ def with_chunk(content: bytes, kind: bytes, body: bytes, good: bool = True) -> b
     return content[:33] + added + content[33:]
 
 
+END = chunk(b"IEND", b"")
 BROKEN = {
     "EXIF without TIFF": with_chunk(file(COLOUR), b"eXIf", b"no tiff header"),
     "EXIF cut short": with_chunk(file(COLOUR), b"eXIf", b"MM\0*\0\0\0\x08\0\x05"),
@@ -411,9 +412,79 @@ BROKEN = {
 }
 
 
+BOMB = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2 * 10**6)))
+BROKEN["text that is a bomb, behind the pixels"] = file(COLOUR)[:-12] + BOMB + END
+BROKEN["gamma cut short, behind the pixels"] = (
+    file(COLOUR)[:-12] + chunk(b"gAMA", b"\0") + END
+)
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_metadata_cost_no_photo(name: str) -> None:
     np.testing.assert_array_equal(opened(BROKEN[name]), COLOUR)
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        segment(0xE2, b"ICC_PROFILE\0"),
+        segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x04"),
+        segment(0xEE, b"Adobe"),
+        segment(0xE0, b"JFIF\0"),
+    ],
+)
+def test_broken_metadata_cost_no_orientation(broken: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = file(Image.fromarray(COLOUR), "JPEG", exif=exif, quality=95)
+    expected = opened(content)
+    assert expected.shape == (16, 12, 3)
+    spoilt = content[:2] + broken + content[2:]
+    np.testing.assert_array_equal(opened(spoilt), expected)
+    assert image_size(spoilt) == (16, 12)
+    png = file(Image.fromarray(COLOUR), exif=exif)
+    spoilt = with_chunk(png, b"tEXt", b"a\0b", good=False)
+    assert opened(spoilt).shape == (16, 12, 3)
+
+
+def test_a_small_copy_is_no_photo() -> None:
+    """As raw photos of some cameras begin with."""
+    content = file(Image.fromarray(COLOUR), "TIFF", tiffinfo={254: 1})
+    with pytest.raises(ValueError, match="a raw photo that is not read"):
+        open_image(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff(GREY.astype(np.uint16) * 257, bits=16, photometric=0),
+        tiff(GREY, bits=8, photometric=0),
+        file(COLOUR),
+    ],
+)
+def test_an_opened_image_means_what_its_file_means(content: bytes) -> None:
+    expected = opened(content)
+    image = Image.open(io.BytesIO(content))
+    for _ in range(2):  # once it is loaded, too
+        np.testing.assert_array_equal(np.asarray(open_image(image)), expected)
+
+
+@pytest.mark.filterwarnings("error:A file holds several pages:UserWarning")
+def test_what_was_warned_of_is_warned_of_again(tmp_path: Path) -> None:
+    """In the next run, in which the embedding would come from the cache."""
+    frames = [Image.fromarray(COLOUR), Image.fromarray(COLOUR)]
+    path = tmp_path / "pages.tif"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    clip = OpenCLIP("tiny", embedding_cache=str(tmp_path / "cache"))
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="several pages or pictures"):
+            CLIPImageEncoder(clip).transform([path])
+        with pytest.warns(UserWarning, match="several pages or pictures"):
+            SDPDetector(clip).fit().score_samples([path])
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG", "TIFF"])
@@ -456,6 +527,7 @@ OTHERS = {
     "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript file"),
     "EPS with a preview": (b"\xc5\xd0\xd3\xc6" + bytes(60), "a PostScript file"),
     "PDF": (b"%PDF-1.7\n", "a PDF document"),
+    "web page in capitals": (b"<HTML><head></head></HTML>", "a web page"),
     "SVG": (b"<?xml version='1.0'?><svg/>", "an SVG drawing"),
     "ZIP": (b"PK\x03\x04" + bytes(60), "a ZIP archive"),
     "QOI": (b"qoif" + bytes(60), "a QOI image"),

@@ -256,6 +256,15 @@ def test_patterns_that_cannot_look_everywhere(
     assert any("closed: permission denied" in note for note in photos.notes)
 
 
+def test_a_pattern_of_many_stars_ends(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["a"] * 60)
+    make(deep, "1.png")
+    pattern = tmp_path.joinpath(*["**", "a"] * 12, "**", "b*.png")
+    assert find_photos([str(pattern), str(deep)]).paths == [str(deep / "1.png")]
+    pattern = tmp_path.joinpath(*["**", "a"] * 12, "**", "1*.png")
+    assert find_photos([str(pattern)]).paths == [str(deep / "1.png")]
+
+
 @pytest.mark.parametrize("content", ["[" * 200_000, "{", "7", "\xff"])
 def test_a_list_of_outputs_that_is_not_ours(content: str, tmp_path: Path) -> None:
     make(tmp_path, "1.png")

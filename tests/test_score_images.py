@@ -359,6 +359,12 @@ def test_uncalibrated_verdicts_that_are_all_the_same(
 # -- errors ----------------------------------------------------------------------
 
 
+def with_threshold(threshold: Any) -> Pipeline:
+    detector = new_detector().fit(None)
+    detector[-1].offset_ = threshold
+    return detector
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -394,6 +400,8 @@ def test_uncalibrated_verdicts_that_are_all_the_same(
             "found the steps StandardScaler, IsolationForest",
         ),
         ({"detector": WinCLIPDetector("tiny")}, NotFittedError, "not fitted"),
+        ({"detector": with_threshold(np.nan)}, ValueError, "offset_=nan: expected"),
+        ({"detector": with_threshold("low")}, ValueError, "offset_='low': expected"),
         ({"detector": 3}, TypeError, "found int, which has no score_samples"),
         ({"partition_size": 0}, ValueError, "partition_size=0"),
         ({"partition_size": 2.5}, ValueError, "partition_size=2.5"),

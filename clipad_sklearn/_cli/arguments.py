@@ -621,6 +621,8 @@ def _words(name: str, values: Sequence[str]) -> list[str]:
     words: list[str] = []
     for value in values:
         if not os.path.isfile(value):
+            if os.path.exists(value) and not os.path.isdir(value):
+                raise UsageError(f"--{name} {value}: is a pipe or device, not a file")
             words.append(value)
             continue
         try:
@@ -1004,7 +1006,9 @@ def _number(
         inside = (value > low if above else value >= low) and (
             value < high if below else value <= high
         )
-        if not inside or not math.isfinite(value):
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+        if not inside:
             left, right = "(" if above else "[", ")" if below else "]"
             raise argparse.ArgumentTypeError(
                 f"{text} is not in {left}{low:g}, {high:g}{right}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from .._clip.models import load
 from .._clip.settings import check_clip
-from .._files import parsed_json
+from .._files import parsed_json, read_bytes
 from .arguments import BenchmarkSettings, CompareSettings
 from .benchmark_run import check_protocol, joined, load_categories, run_benchmark
 from .benchmark_tables import COLUMNS, as_markdown, compare, table
@@ -62,7 +62,7 @@ def write_results(results: dict[str, Any], out: Path) -> None:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        results = parsed_json(Path(path).read_text(encoding="utf-8"))
+        results = parsed_json(read_bytes(path))
         if not {"settings", "categories"} <= results.keys():
             raise ValueError("no settings and categories in it")
     except (OSError, ValueError, AttributeError) as error:

@@ -112,16 +112,17 @@ def _matching(pattern: str) -> Walk:
 
 def _match(names: Sequence[str], pattern: Sequence[str]) -> bool:
     """Whether the names of a path match the parts of a pattern."""
-    if not pattern:
-        return not names
-    if pattern[0] == "**":
-        rest = pattern[1:]
-        if rest and rest[0] == "**":
-            return _match(names, rest)
-        return any(_match(names[start:], rest) for start in range(len(names) + 1))
-    if not names or not fnmatch.fnmatch(names[0], pattern[0]):
-        return False
-    return _match(names[1:], pattern[1:])
+    ends = {0}  # how many names the parts so far may have matched
+    for part in pattern:
+        if part == "**":
+            ends = set(range(min(ends, default=len(names) + 1), len(names) + 1))
+        else:
+            ends = {
+                end + 1
+                for end in ends
+                if end < len(names) and fnmatch.fnmatch(names[end], part)
+            }
+    return len(names) in ends
 
 
 def _joined(walks: Sequence[Walk]) -> Walk:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._decoding import content_of
+from .._decoding import content_of, noting_warnings
 from .._errors import ImageReadError
 from .._files import read_bytes
 from .._images import check_images, image_name, open_image
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .loaded_model import LoadedModel
     from .settings import OpenCLIP
 
+_WARNED = "warned"  # whether an image was warned of when it was read
 # Pixels of an image that is as large as the model wants it on one side.
 _MOST_RESIZED = 100_000_000
 
@@ -254,7 +255,8 @@ def keyed_pixel_batches(
     ) -> None:
         if cache is not None:
             pairs = zip(rows, embeddings, strict=True)
-            cache.put_many({str(keys[row]): values for row, values in pairs})
+            named = ((keys[row], values) for row, values in pairs)
+            cache.put_many({key: values for key, values in named if key is not None})
 
     for pixels, sizes, keys in _batches(clip, images, reader.read, skipped=skipped):
         yield pixels, sizes, functools.partial(put, keys)
@@ -338,7 +340,8 @@ class _ImageReader:
                 hit = {} if self.cache is None else self.cache.get_many([str(key)])
                 if hit:
                     return key, hit[str(key)], None
-                return key, None, self._pixels(made, opened)[0]
+                pixels = self._pixels(made, opened)[0]
+                return self._kept_by(made, key), None, pixels
         except MemoryError:
             return ValueError("the image needs more memory than there is")
         except ValueError as error:
@@ -348,7 +351,8 @@ class _ImageReader:
         """Return pixels, (height, width) and key of an image, or the error it gives."""
         try:
             with self._open(image) as (made, key, opened):
-                return *self._pixels(made, opened), key
+                pixels, size = self._pixels(made, opened)
+                return pixels, size, self._kept_by(made, key)
         except MemoryError:
             return ValueError("the image needs more memory than there is")
         except ValueError as error:
@@ -380,10 +384,15 @@ class _ImageReader:
 
         if self.pixels not in made:
             is_file = isinstance(opened, bytes)
-            made[self.pixels] = (
-                open_image(opened, of_image) if is_file else of_image(opened)
-            )
+            with noting_warnings() as warned:
+                found = open_image(opened, of_image) if is_file else of_image(opened)
+            made[self.pixels] = found
+            made[_WARNED] = made.get(_WARNED, False) or bool(warned)
         return made[self.pixels]
+
+    def _kept_by(self, made: dict[Any, Any], key: str | None) -> str | None:
+        """Return the key; None if the next run has to warn of the image again."""
+        return None if made.get(_WARNED) else key
 
     def _check_shape(self, image: Any) -> None:
         """Refuse an image that needs too much memory before a square is cut out."""

@@ -22,11 +22,14 @@ import open_clip
 import torch
 
 from .._errors import WeightsNotFound
+from .._files import check_not_special
 from .source import CONFIG, Source
 
 logger = logging.getLogger(__name__)
 
 _TOWERS = ("vision_cfg", "text_cfg")
+# Endings of what open_clip, safetensors and transformers read in a folder.
+_READ = (".json", ".safetensors", ".bin", ".pt", ".pth", ".txt", ".gz", ".model")
 _OF_ANOTHER_MODEL = ("size mismatch", "Missing key", "Unexpected key")
 
 
@@ -154,7 +157,11 @@ def _offline_if_unreachable() -> Iterator[None]:
 def _text_config(source: Source) -> dict[str, Any]:
     """Check what can be checked before loading; return the config of the texts."""
     if source.is_folder:
-        return _folder_config(Path(source.model_name))["model_cfg"]["text_cfg"]
+        folder = Path(source.model_name)
+        for inside in folder.iterdir():
+            if inside.suffix in _READ:
+                check_not_special(inside)
+        return _folder_config(folder)["model_cfg"]["text_cfg"]
     if source.is_hub:
         from huggingface_hub import hf_hub_download
 

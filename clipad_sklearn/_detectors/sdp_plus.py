@@ -16,7 +16,7 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
 from .._clip.settings import OpenCLIP, check_clip
-from .._files import replacing
+from .._files import check_not_special, replacing
 from .._masks import ResizedMasks
 from .._prompts import PromptSet
 from .._validation import all_or_nothing
@@ -410,6 +410,7 @@ class SDPPlusDetector(SDPDetector):
         from safetensors import SafetensorError, safe_open
 
         path = os.fspath(path)
+        check_not_special(path)
         try:
             with safe_open(path, framework="np") as file:
                 settings = file.metadata() or {}

@@ -267,8 +267,12 @@ def load_sewer_ml(
                 f"{annotations!r}, line {line}: expected Defect 0 or 1, found "
                 f"{fields[label]!r}."
             )
-        name = fields[filename].replace("\\", "/").rpartition("/")[2]
+        within, _, name = fields[filename].replace("\\", "/").rpartition("/")
         folder = folders.get(name)
+        # A folder that is named says which of several files of that name it is.
+        named = os.path.join(root, *PurePosixPath(within).parts)
+        if within and os.path.isfile(os.path.join(named, name)):
+            folder = named
         if folder is None:
             absent += 1
             first_absent = first_absent or fields[filename]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from clipad_sklearn import (
     OpenCLIP,
+    SDPPlusDetector,
     WeightsNotFound,
 )
 from clipad_sklearn._clip.models import load
@@ -110,6 +113,22 @@ class TestErrors:
         (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
         with pytest.raises((ValueError, WeightsNotFound), match=message):
             load(OpenCLIP(str(tmp_path)))
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+    @pytest.mark.parametrize(
+        "name",
+        ["open_clip_model.safetensors", "open_clip_config.json", "bpe_merges.txt.gz"],
+    )
+    def test_folder_with_a_pipe(self, name: str, tmp_path: Path) -> None:
+        """Whose other end nobody may ever open."""
+        folder = shutil.copytree(TINY, tmp_path / "model")
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(ValueError, match=f"{name}' is a pipe, not a file"):
+            load(OpenCLIP(str(folder)))
+        os.mkfifo(tmp_path / "layers")
+        with pytest.raises(ValueError, match="layers' is a pipe, not a file"):
+            SDPPlusDetector("tiny").load_layers(tmp_path / "layers")
 
     def test_vocabulary_that_does_not_fit(self, tmp_path: Path) -> None:
         """tiny without its merges file gets open_clip's vocabulary of 49,408."""

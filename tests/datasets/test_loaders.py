@@ -139,6 +139,18 @@ def test_as_frame(mvtec: Path, sewer: Path) -> None:
     assert len(load_sewer_ml(sewer, as_frame=True).frame) == 8
 
 
+def test_sewer_ml_with_folders_in_the_table(sewer: Path) -> None:
+    """Of two files of one name, the one that the table means."""
+    path = sewer / SEWER
+    shutil.copy(sewer / "val00" / "00000000.png", sewer / "val01" / "00000000.png")
+    text = path.read_text()
+    path.write_text(text.replace("00000000.png", "val01/00000000.png"))
+    images = load_sewer_ml(sewer).images
+    assert images[0] == str(sewer / "val01" / "00000000.png")
+    path.write_text(text.replace("00000000.png", "val00\\00000000.png"))
+    assert load_sewer_ml(sewer).images[0] == str(sewer / "val00" / "00000000.png")
+
+
 def remove(*names: str) -> Callable[[Path], None]:
     def spoil(root: Path) -> None:
         path = root.joinpath(*names)
