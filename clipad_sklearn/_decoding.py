@@ -224,7 +224,10 @@ def traits_of(image: Image.Image) -> Traits:
     tiles = getattr(image, "tile", ())
     modes = [str(tile[3]) for tile in tiles]
     # Of a PPM file, channels and the largest value.
-    is_deep_ppm = any(tile[0] == "ppm" and tile[3][-1] > 255 for tile in tiles)
+    is_deep_ppm = any(
+        tile[0].startswith("ppm") and isinstance(tile[3], tuple) and tile[3][-1] > 255
+        for tile in tiles
+    )
     tags = getattr(image, "tag_v2", None) or {}
     bits = np.atleast_1d(tags.get(_BITS, 8)).tolist()
     return Traits(

@@ -348,7 +348,12 @@ def ppm(pixels: np.ndarray) -> bytes:
     return b"P6\n16 12\n65535\n" + pixels.astype(">u2").tobytes()
 
 
-@pytest.mark.parametrize("encode", [deep_png, ppm])
+def plain_ppm(pixels: np.ndarray) -> bytes:
+    numbers = " ".join(map(str, pixels.ravel().tolist()))
+    return b"P3\n16 12\n65535\n" + numbers.encode()
+
+
+@pytest.mark.parametrize("encode", [deep_png, ppm, plain_ppm])
 def test_deep_masks_in_colour(encode: Callable[[np.ndarray], bytes]) -> None:
     """Pillow keeps the upper 8 bits, and numbers of kinds would all be 0."""
     full = np.repeat(MASK[..., np.newaxis] * np.uint16(65535), 3, axis=2)

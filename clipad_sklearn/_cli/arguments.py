@@ -554,9 +554,11 @@ def _check_score(given: dict[str, Any]) -> None:
 
 def _check_outputs_are_not_read(given: dict[str, Any]) -> None:
     """Check that no result would take the place of words, layers or weights."""
-    clip = given.get("clip") or ""
     named = [*given.get("normal", ()), *given.get("anomalous", ())]
-    named += [given.get("layers"), clip, clip.partition("/")[2]]
+    named.append(given.get("layers"))
+    clip = given.get("clip") or ""
+    if "/" in clip or os.sep in clip:  # no name of a model, whatever lies here
+        named += [clip, clip.partition("/")[2]]
     read = {os.path.realpath(path) for path in named if path and os.path.exists(path)}
     for name in ("out", "report", "save"):
         path = os.path.realpath(given.get(name) or "")

@@ -108,12 +108,11 @@ def is_built_in(name: str) -> bool:
 def _stamp(path: str | None) -> tuple[Any, ...] | None:
     if path is None or not os.path.exists(path):
         return None
+    path = os.path.abspath(path)
     if os.path.isdir(path):
         names = sorted(os.listdir(path))
-        return os.path.abspath(path), *(
-            (name, *_state(os.path.join(path, name))) for name in names
-        )
-    return os.path.abspath(path), *_state(path)
+        return path, *((name, *_state(os.path.join(path, name))) for name in names)
+    return path, *_state(path)
 
 
 def _state(path: str) -> tuple[Any, ...]:
