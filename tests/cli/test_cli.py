@@ -584,7 +584,7 @@ def test_a_saved_threshold_is_kept(folder: Path, tmp_path: Path, capsys) -> None
     [
         ([], "COMMAND"),
         (["score"], "PATH"),
-        (["score", "few", "--threshold", "nan"], "is not in"),
+        (["score", "few", "--threshold", "nan"], "is not a finite number"),
         (["score", "few", "--contamination", "0.6"], r"0.6 is not in \(0, 0.5\]"),
         (["score", "few", "--contamination", "0"], "0 is not in"),
         (["score", "few", "--threshold", "inf"], "inf is not a finite number"),
