@@ -650,10 +650,12 @@ def test_interrupted_put_stores_all_or_nothing(new_cache: NewCache) -> None:
         for start in range(0, 5000, 100):
             items = _items(*range(start, start + 100))
             with contextlib.suppress(KeyboardInterrupt):
-                signal.setitimer(signal.ITIMER_REAL, choose.uniform(1e-4, 5e-3))
+                # And once more a second, as a destructor may swallow the first.
+                signal.setitimer(signal.ITIMER_REAL, choose.uniform(1e-4, 5e-3), 1)
                 cache.put_many(items)
                 while True:  # not signal.pause, which a signal just before it misses
                     time.sleep(1)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             stored.append(len(_known(cache, *range(start, start + 100))))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
