@@ -53,6 +53,8 @@ _OTHER_KINDS = (
     (b"\xff\xd8\xff", "a JPEG image of a kind"),
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+# What maps and overlays name as their software.
+MADE_HERE = "clipad score --maps"
 # At a time, of all threads.
 _MOST_PIXELS = 100_000_000
 _MOST_BYTES = 400_000_000
@@ -294,8 +296,8 @@ def open_file(content: bytes) -> Any:
         raise ValueError("a raw photo that is not read: convert it to TIFF or JPEG")
     if tags is not None and tags.get(_BITS) == (16,):
         _check_tiff_pixels(content, tags)
-    if image.format == "JPEG2000":
-        _check_jpeg_2000(content)
+    if image.info.get("Software") == MADE_HERE:
+        raise ValueError("a map or an overlay that clipad wrote, no photo")
     return image
 
 
@@ -333,6 +335,9 @@ def _register_heif() -> None:
 
 def loaded(image: Any) -> tuple[Image.Image, Traits]:
     """Load an opened image, upright and as its format has it; raise for what is not."""
+    if image.format == "JPEG2000" and getattr(image, "fp", None) is not None:
+        image.fp.seek(0)
+        _check_jpeg_2000(image.fp.read())
     traits = traits_of(image)
     # Loading a TIFF turns it, and forgets the tags.
     tags = dict(getattr(image, "tag_v2", None) or {})

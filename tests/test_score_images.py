@@ -46,6 +46,7 @@ from clipad_sklearn import (
 )
 from clipad_sklearn._cli import score as score_command
 from clipad_sklearn._cli.main import main
+from clipad_sklearn._cli.output import UsageError
 from clipad_sklearn._clip.models import n_features
 from clipad_sklearn.datasets import make_defect_images
 from clipad_sklearn.model_selection import ZeroShotSplit
@@ -857,6 +858,24 @@ def test_command_on_this_machine(
     assert len(pandas.read_parquet(out)) == 1
     assert not (tmp_path / "planted").exists()
     assert "PYTHONSAFEPATH" not in os.environ
+
+
+def test_modules_among_the_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Python 3.10 no worker is started beside them."""
+    monkeypatch.chdir(tmp_path)
+    assert score_command._modules_here() == []
+    for name in ("struct.py", "a.png", "json/__init__.py", "folder/1.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    assert score_command._modules_here() == ["json", "struct.py"]
+    monkeypatch.setattr(sys, "version_info", (3, 10, 0))
+    with (
+        pytest.raises(UsageError, match=r"Python 3\.10.*holds json, struct\.py"),
+        score_command._safe_path(),
+    ):
+        pass
 
 
 def test_options_in_messages() -> None:

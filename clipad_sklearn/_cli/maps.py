@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .._decoding import MADE_HERE
 from .._detectors.regions import REGION_FIELDS, anomaly_regions
 from .._files import claim_outputs, read_bytes
 from .._images import open_image
@@ -127,8 +128,23 @@ def _claim(folder: str, targets: Sequence[str], map_format: str) -> None:
         os.makedirs(parent, exist_ok=True)
         claim_outputs(parent, listed)
         for name in listed:
-            if os.path.isdir(path := os.path.join(parent, name)):
+            path = os.path.join(parent, name)
+            if os.path.isdir(path):
                 raise UsageError(f"--maps: {path} is a folder")
+            if os.path.exists(path) and not _is_made_here(path):
+                # In the place of one that was deleted.
+                raise FileExistsError(f"{path} is there and was not written by clipad")
+
+
+def _is_made_here(path: str) -> bool:
+    """Whether the beginning of a file is that of our own."""
+    with open(path, "rb") as file:
+        head = file.read(200)
+    if path.endswith(".png"):
+        return MADE_HERE.encode() in head
+    if path.endswith(".npy"):
+        return head.startswith(b"\x93NUMPY")
+    return ",".join(f'"{name}"' for name in REGION_COLUMNS).encode() in head
 
 
 def _targets(paths: Sequence[str], folder: str) -> list[str]:
@@ -179,7 +195,7 @@ def _write_map(path: str, anomaly_map: np.ndarray) -> None:
             np.save(file, anomaly_map)
         else:
             levels = np.rint(anomaly_map * np.float32(65535)).astype(np.uint16)
-            Image.fromarray(levels).save(file, "PNG", compress_level=1)
+            _save(Image.fromarray(levels), file)
 
 
 def _read_map(path: str) -> np.ndarray:
@@ -237,8 +253,17 @@ def _write_png(path: str, pixels: np.ndarray) -> None:
     from PIL import Image
 
     with writing(path) as temporary, open(temporary, "wb") as file:
-        # More compression takes several times as long, for little.
-        Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+        _save(Image.fromarray(pixels), file)
+
+
+def _save(image: Any, file: Any) -> None:
+    """Write a PNG that says whose it is, so that it is never taken for a photo."""
+    from PIL.PngImagePlugin import PngInfo
+
+    about = PngInfo()
+    about.add_text("Software", MADE_HERE)
+    # More compression takes several times as long, for little.
+    image.save(file, "PNG", compress_level=1, pnginfo=about)
 
 
 def _write_legend(path: str, lowest: float, highest: float, threshold: float) -> None:
@@ -259,4 +284,4 @@ def _write_legend(path: str, lowest: float, highest: float, threshold: float) ->
     text = f"line: around what is above {threshold:.3f}"
     draw.text((left + 20, 77), text + (f" (here {where})" if where else ""), "black")
     with writing(path) as temporary, open(temporary, "wb") as file:
-        legend.save(file, "PNG")
+        _save(legend, file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -300,8 +301,14 @@ def _local_client(client: Any) -> Any:
 def _safe_path() -> Iterator[None]:
     """Keep the working directory from where new processes look for modules.
 
-    Photos may lie there, and a file ``struct.py`` among them. From Python 3.11 on.
+    Photos may lie there, and a file ``struct.py`` among them. Python 3.10 looks there
+    all the same, so there must be none.
     """
+    if sys.version_info < (3, 11) and (names := _modules_here()):
+        raise UsageError(
+            f"--dask local: with Python 3.10, workers look for modules in this folder, "
+            f"which holds {', '.join(names[:3])}; start in another one"
+        )
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
@@ -367,7 +374,7 @@ def _write(
     if settings.maps and scored.lost:
         lost[settings.maps] = scored.lost
     for path, reason in scored.without_map:
-        say(f"no map: {path}: {reason}")
+        say(f"no map or overlay: {path}: {reason}")
     return lost
 
 
@@ -473,6 +480,16 @@ def _print_summary(
         if path in lost:
             continue
         print(f"wrote {printable(path)}")
+
+
+def _modules_here() -> list[str]:
+    """Return what Python could import from the working directory."""
+    return [
+        name
+        for name in sorted(os.listdir())
+        if name.endswith((".py", ".pyc", ".so", ".pyd"))
+        or os.path.isfile(os.path.join(name, "__init__.py"))
+    ]
 
 
 def _say_uncalibrated(

@@ -364,9 +364,14 @@ def load_image_folder(
     rows: list[_Row] = []
     missing: list[str] = []
     masks_of: dict[str, dict[str, str]] = {}
-    inside = None if masks is None else os.path.abspath(masks) + os.sep
+    inside = None if masks is None else os.path.realpath(masks)
+    is_inside: dict[str, bool] = {}  # by folder
     for path in list_images(root):
-        if inside is not None and os.path.abspath(path).startswith(inside):
+        folder = os.path.dirname(path)
+        if folder not in is_inside:
+            real = os.path.realpath(folder) + os.sep
+            is_inside[folder] = inside is not None and real.startswith(inside + os.sep)
+        if is_inside[folder]:
             continue
         relative = os.path.relpath(path, root)
         kind, *rest = relative.split(os.sep)
@@ -413,6 +418,7 @@ def _rows_of_category(root: str, name: str, split: str, data_set: str) -> list[_
         )
     rows: list[_Row] = []
     missing: list[str] = []
+    used: dict[str, str] = {}  # mask -> its image
     for kind in _folders(folder):
         mask_folder = os.path.join(root, name, "ground_truth", kind)
         masks = {} if kind == "good" else _names_by_stem(mask_folder)
@@ -423,6 +429,11 @@ def _rows_of_category(root: str, name: str, split: str, data_set: str) -> list[_
             mask = _mask_of(masks, path)
             if mask is None:
                 missing.append(path)
+            elif (other := used.setdefault(mask, path)) != path:
+                raise ValueError(
+                    f"{other!r} and {path!r} would have the same mask, {mask!r}: give "
+                    "images of one kind different names."
+                )
             rows.append((path, kind, mask, name))
     if missing:
         raise FileNotFoundError(

@@ -59,6 +59,37 @@ def test_each_photo_has_files_of_its_own(tmp_path: Path) -> None:
         np.testing.assert_allclose(written, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("map_format", ["png", "npy"])
+def test_maps_are_known_wherever_they_are(
+    map_format: str, tmp_path: Path, capsys: Any
+) -> None:
+    """Renamed they are no photos; what takes their place is not written over."""
+    photos, maps = tmp_path / "photos", tmp_path / "maps"
+    photos.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(photos / "1.png")
+    score = ["score", str(photos), "--clip", "tiny", "--method", "sdp"]
+    options = ["--maps", str(maps), "--map-format", map_format]
+    for _ in range(2):
+        assert main([*score, *options]) == 0
+    for name in sorted(path.name for path in maps.glob("[!.]*")):
+        if name.endswith(".png"):
+            shutil.copy(maps / name, photos / f"kept-{name}")
+    assert main(score) == 1
+    n_maps = 3 if map_format == "png" else 2
+    error = capsys.readouterr().err
+    assert error.count("a map or an overlay that clipad wrote, no photo") == n_maps
+    for path in photos.glob("kept-*"):
+        path.unlink()
+    for name in ("1.overlay.png", "legend.png", "regions.csv", f"1.map.{map_format}"):
+        content = (maps / name).read_bytes()
+        shutil.copy(photos / "1.png", maps / name)
+        assert main([*score, *options]) == 2
+        assert f"{name} is there and was not written" in capsys.readouterr().err
+        assert (maps / name).read_bytes() == (photos / "1.png").read_bytes()
+        (maps / name).write_bytes(content)
+
+
 def test_a_folder_in_the_place_of_a_map(tmp_path: Path, capsys: Any) -> None:
     Image.new("L", (32, 32), 99).save(tmp_path / "x.png")
     (tmp_path / "maps" / "x.map.png").mkdir(parents=True)
@@ -294,7 +325,7 @@ def test_what_was_written_is_no_photo_and_what_was_not_is_kept(
     assert main([*score, "--maps", "maps", "--out", "scores.csv"]) == 1
     error = capsys.readouterr().err
     for name in ("b", "c"):
-        assert f"no map: {photos / name}.png: no such file" in error
+        assert f"no map or overlay: {photos / name}.png: no such" in error
     written = [path.name for path in Path("maps").glob("?.overlay.png")]
     assert written == ["a.overlay.png"]
     assert Path("scores.csv").exists()

@@ -132,6 +132,21 @@ def test_image_folder(mvtec: Path) -> None:
     assert (other.target == 1).sum() == 2
 
 
+def test_masks_through_a_link_and_of_equal_names(mvtec: Path, tmp_path: Path) -> None:
+    test, masks = mvtec / "wood" / "test", mvtec / "wood" / "ground_truth"
+    shutil.move(masks, test)
+    (tmp_path / "link").symlink_to(test)
+    through = tmp_path / "link" / "ground_truth"
+    check(load_image_folder(test, mask_folder=through), 4, 4)
+    check(load_image_folder(tmp_path / "link", mask_folder=test / "ground_truth"), 4, 4)
+    shutil.move(test / "ground_truth", masks)
+    first = next((test / "hole").glob("*.png"))
+    (test / "hole" / "more").mkdir()
+    shutil.copy(first, test / "hole" / "more")
+    with pytest.raises(ValueError, match="would have the same mask"):
+        load_mvtec_ad(mvtec, "wood")
+
+
 def test_as_frame(mvtec: Path, sewer: Path) -> None:
     frame = load_mvtec_ad(mvtec, "wood", as_frame=True).frame
     assert list(frame) == ["image", "target", "defect", "mask", "category"]
