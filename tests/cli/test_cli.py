@@ -908,13 +908,15 @@ def test_other_files_are_counted(
 
 @pytest.mark.usefixtures("on_processor")
 def test_precision(few: Path, tmp_path: Path) -> None:
+    # A cache that no other process of the tests fills from batches of its own.
+    options = [str(few), *TINY, "--embedding-cache", str(tmp_path / "cache")]
     exact, rough = (
-        score(tmp_path, str(few), *TINY, "--precision", precision)
+        score(tmp_path, *options, "--precision", precision)
         for precision in ("fp32", "bf16")
     )
     margins = [[row["margin"] for row in run["scores"]] for run in (exact, rough)]
     assert margins[0] != margins[1]
-    assert exact["scores"] == score(tmp_path, str(few), *TINY)["scores"]
+    assert exact["scores"] == score(tmp_path, *options)["scores"]
 
 
 def test_a_report_names_every_setting_that_decides_scores():
