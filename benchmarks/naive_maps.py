@@ -35,13 +35,14 @@ SIZE = (IMAGE_SIZE, IMAGE_SIZE)
 
 def naive_maps(clip: OpenCLIP, images: Sequence[Any]) -> list[np.ndarray]:
     """Return maps at the size of the model's input."""
-    model = load(clip).model
+    loaded = load(clip)
     anomalous, normal = PromptDetector(clip).fit().prototypes_[0]
     direction = torch.from_numpy((anomalous - normal).astype(np.float32))
     maps: list[np.ndarray] = []
     with torch.inference_mode():
         for pixels, _ in pixel_batches(clip, images):
-            scores = encode_image_tokens(model, pixels)[1] @ direction
+            pixels = loaded.on_device(pixels)
+            scores = encode_image_tokens(loaded.model, pixels)[1] @ direction
             side = round(scores.shape[1] ** 0.5)
             grid = scores.view(-1, 1, side, side)
             maps += list(

@@ -70,6 +70,7 @@ def test_eight_threads_score_as_one(photo_files: list[str]) -> None:
         np.testing.assert_allclose(found, expected[max(0, i - 6)], atol=1e-5)
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_one_opened_image_many_times(photo_files: list[str]) -> None:
     """The threads that read ahead meet in the same object."""
     expected = UNCACHED.encode_image(photo_files[:1])

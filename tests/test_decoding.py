@@ -664,7 +664,7 @@ def test_a_file_that_is_refused_is_not_kept(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(12)]
     for path in paths:
         path.write_bytes(bytes(2**22))
-    encoder = CLIPImageEncoder("tiny", on_error="nan")
+    encoder = CLIPImageEncoder(OpenCLIP("tiny", num_workers=2), on_error="nan")
     encoder.transform([COLOUR])
     tracemalloc.start()
     assert np.isnan(encoder.transform(paths)).all()

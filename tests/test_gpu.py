@@ -70,7 +70,7 @@ def test_as_the_processor(
         joblib.dump(one, tmp_path / "detector")
         moved = joblib.load(tmp_path / "detector")
         for clip in iter_clips(moved):
-            clip.set_params(device=device)
+            clip.set_params(device=device, precision=precision)
         np.testing.assert_allclose(moved.score_samples(images), expected, atol=atol)
 
 

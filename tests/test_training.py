@@ -71,6 +71,7 @@ def smoke_vocabulary(words, tmp_path_factory):
     return path
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_smoke_run_is_killed_goes_on_and_learns(
     smoke_vocabulary, tmp_path, monkeypatch
 ):

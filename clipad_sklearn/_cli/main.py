@@ -36,7 +36,7 @@ from .output import (
 # What becomes of stdout: a full disk, a limit of sizes, a terminal that is gone.
 _OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # From an interrupt to the end of the process, whatever it does.
-_GRACE_SECONDS = 1.5
+_GRACE_SECONDS = 1.2
 _BUG = "clipad: this is a bug in clipad; please report it with the traceback above"
 
 

@@ -215,7 +215,7 @@ def pixel_batches(
     images: Sequence[Any],
     positions: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[tuple[Any, list[tuple[int, int]]]]:
-    """Yield batches of preprocessed pixels, and (height, width) of each image.
+    """Yield batches of resized pixels, and (height, width) of each image.
 
     After an image that cannot be read, the rest is only read to name all of them,
     by their `positions`, where these are not simply counted.
@@ -326,7 +326,7 @@ class _ImageReader:
     def __init__(
         self, model: LoadedModel, resize: str, cache: EmbeddingCache | None
     ) -> None:
-        self.transform = model.transform(resize)
+        self.resized = model.resizing(resize)
         self.shorter_side = min(model.input_size) if resize == "crop" else 0
         self.pixels = (id(model), resize)  # by which an image keeps them
         self.cache = cache
@@ -380,7 +380,7 @@ class _ImageReader:
 
         def of_image(image: Any) -> tuple[Any, tuple[int, int]]:
             self._check_shape(image)
-            return self.transform(image), (image.height, image.width)
+            return self.resized(image), (image.height, image.width)
 
         if self.pixels not in made:
             is_file = isinstance(opened, bytes)

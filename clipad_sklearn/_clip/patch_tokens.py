@@ -72,7 +72,7 @@ class PatchTower:
         return tokens, functional.normalize(output["image_features"].float(), dim=-1)
 
     def _forward(self, pixels: torch.Tensor, indices: list[int] | None) -> Any:
-        pixels = pixels.to(self.model.device)
+        pixels = self.model.on_device(pixels)
         return self.visual.forward_intermediates(pixels, indices=indices)
 
     def _find_shapes(self) -> list[tuple[int, int, int]]:

@@ -41,7 +41,8 @@ class OpenCLIP(BaseEstimator):
         A torch device. ``"auto"`` is CUDA where there is one, else the CPU.
     precision : {"auto", "fp32", "bf16", "fp16"}, default="auto"
         ``"auto"`` is float32 on CPU, and float16 on CUDA where its embeddings of a
-        fixed input have a cosine of at least 0.9999 to those of float32.
+        fixed input have a cosine of at least 0.9999 to those of float32. Whether
+        convolutions of float32 may use TF32 on CUDA is torch's setting, not ours.
     batch_size : int, default=32
         Number of images that go through the model at once; for prompts, as many as fit
         into the tokens of `batch_size` full contexts. Where a GPU has too little

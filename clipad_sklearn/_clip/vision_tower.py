@@ -281,7 +281,7 @@ class VisionTower:
 
     def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
         visual = self.visual
-        patches = visual.conv1(pixels.to(self.model.device))
+        patches = visual.conv1(self.model.on_device(pixels))
         patches = patches.flatten(2).transpose(1, 2)
         first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         tokens = torch.cat([first, patches], dim=1)

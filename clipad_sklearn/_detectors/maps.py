@@ -32,7 +32,7 @@ class MapDetector(ClassNameDetector):
 
     A subclass has `fit`, ``_margins``, ``_embedding_detector``, the detector on
     embeddings from which image scores come, and ``_model_maps(pixels, class_names)``,
-    which returns the maps of a batch of preprocessed pixels at the size of these, as
+    which returns the maps of a batch of resized pixels at the size of these, as
     (n, height, width) in [0, 1] with 0.5 where neither state is nearer.
     """
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def photo_ids(pixels: torch.Tensor) -> list[str]:
-    """Return what identifies each photo: a digest of its preprocessed pixels."""
+    """Return what identifies each photo: a digest of its pixels, resized."""
     return [
         hashlib.blake2b(photo.tobytes(), digest_size=16).hexdigest()
         for photo in pixels.cpu().contiguous().numpy()

@@ -79,10 +79,12 @@ class PatchTokens:
                         f"Mask {index} has the size {of_mask}, but its image has "
                         f"{size}."
                     )
-            yield (
-                batch,
-                self.tower.original_tokens(pixels, self.ends, self.alias_compat),
-            )
+
+            def tokens(part: slice, pixels: torch.Tensor = pixels) -> np.ndarray:
+                some = pixels[part]
+                return self.tower.original_tokens(some, self.ends, self.alias_compat)
+
+            yield batch, self.tower.model.within_memory("images", len(sizes), tokens)
 
 
 def train_layers(

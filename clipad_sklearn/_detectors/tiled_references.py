@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from .patch_distances import PatchMatcher
 
+_TILES = "tiles to compare"
+
 
 class TiledReferences(ReferenceDetector):
     """A `ReferenceDetector` to which the tiles of a photo belong together.
@@ -108,11 +110,16 @@ class TiledReferences(ReferenceDetector):
         matcher = self._matcher(device)
         found = []
         for own in range(len(self.reference_ids_)):
-            queries = [
-                torch.from_numpy(block[own, : self.n_tiles_[own]]).to(device)
-                for block in tokens
-            ]
-            found.append(self._scored_tiles(matcher, queries, torch.tensor([own])))
+
+            def scores(part: slice, own: int = own) -> np.ndarray:
+                queries = [
+                    torch.from_numpy(block[own, part]).to(device) for block in tokens
+                ]
+                photo = torch.tensor([own])
+                return self._scored_tiles(matcher, queries, part.start, photo)
+
+            n_tiles = int(self.n_tiles_[own])
+            found.append(tower.model.within_memory(_TILES, n_tiles, scores))
         self.patch_scale_ = scale_of(np.concatenate(found))
         worst = np.stack(
             [
@@ -169,7 +176,6 @@ class TiledReferences(ReferenceDetector):
     def _new_patch_scores(
         self, images: Any
     ) -> Iterator[tuple[np.ndarray, list[tuple[int, int]]]]:
-        import torch
 
         tower = self._tower()
         self._check_same_clip()
@@ -187,26 +193,44 @@ class TiledReferences(ReferenceDetector):
                     "with tile: use location='anywhere', or a grid, `tiles`."
                 )
             step = check_clip(self.clip).batch_size
-            parts = [tower.encode(part, self.layers_)[0] for part in tiles.split(step)]
-            queries = [torch.cat(blocks) for blocks in zip(*parts, strict=True)]
-            yield self._scored_tiles(matcher, queries), sizes
+            found = [
+                self._batch_scores(tower, matcher, tiles[start : start + step], start)
+                for start in range(0, len(tiles), step)
+            ]
+            yield np.concatenate(found), sizes
+
+    def _batch_scores(
+        self, tower: Any, matcher: PatchMatcher, tiles: torch.Tensor, first: int
+    ) -> np.ndarray:
+        """Encode and score a batch of the tiles of one photo, from the `first` on."""
+
+        def scores(part: slice) -> np.ndarray:
+            queries = tower.encode(tiles[part], self.layers_)[0]
+            return self._scored_tiles(matcher, queries, first + part.start)
+
+        found: np.ndarray = tower.model.within_memory(_TILES, len(tiles), scores)
+        return found
 
     def _scored_tiles(
         self,
         matcher: PatchMatcher,
         queries: Sequence[torch.Tensor],
+        first: int,
         own: torch.Tensor | None = None,
     ) -> np.ndarray:
-        """Return patch scores (n_tiles, n_places, rows, columns) of one photo."""
+        """Return patch scores (n_tiles, n_places, rows, columns) of some tiles.
+
+        They are tiles of one photo, from the `first` on.
+        """
         n_tiles = len(queries[0])
         n_patches = max(block.shape[1] * block.shape[2] for block in queries)
         # So many that their cosines to a reference photo fit a block.
-        of_photo = n_tiles * self.orientations * n_patches
+        of_photo = int(self.n_tiles_.max()) * self.orientations * n_patches
         step = max(1, LARGEST_BLOCK // (n_patches * of_photo))
         found = []
         for start in range(0, n_tiles, step):
             tiles = [block[start : start + step] for block in queries]
-            views = range(n_tiles)[start : start + step]
+            views = range(first + start, first + start + len(tiles[0]))
             photo = None if own is None else own.expand(len(views))
             scores = matcher.scores(tiles, photo, views)
             found.append(scores.movedim(1, 0).cpu().numpy())

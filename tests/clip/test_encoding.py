@@ -13,10 +13,15 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from sklearn.base import clone
 
 from clipad_sklearn import (
     OpenCLIP,
+    ReferenceDetector,
     SDPDetector,
+    SDPPlusDetector,
+    TiledDetector,
+    WinCLIPDetector,
     clear_models,
 )
 from clipad_sklearn._clip.models import load
@@ -38,6 +43,20 @@ def _stock(clip: OpenCLIP) -> tuple[Any, Any]:
     """The same model and tokenizer, as open_clip itself uses them."""
     loaded = load(clip)
     return loaded.model, loaded.tokenizer
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+def test_bytes_become_the_pixels_of_open_clip(
+    resize: str, photos: list[np.ndarray]
+) -> None:
+    """To the bit, though the arithmetic is done for many images at once."""
+    model = load(OpenCLIP("tiny", image_size=(70, 56), device="cpu"))
+    images = [Image.fromarray(photo) for photo in photos]
+    images += [images[0].convert(mode) for mode in ("L", "RGBA", "CMYK")]
+    found = model.on_device(torch.stack([model.resizing(resize)(i) for i in images]))
+    expected = torch.stack([model.transform(resize)(image) for image in images])
+    assert torch.equal(found, expected)
+    assert model.on_device(expected) is expected
 
 
 @pytest.mark.parametrize("name", ["tiny", "RN50", "ViT-S-32-alt"])
@@ -243,6 +262,26 @@ class TestShortMemory:
         found = detector.anomaly_maps(photos, size="model", class_name=names)
         assert max(short_memory) > 5
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    @pytest.mark.parametrize("method", ["references", "tiles", "winclip", "sdp-plus"])
+    def test_learning_and_scores(
+        self, method: str, photos: list[np.ndarray], short_memory: list[int]
+    ) -> None:
+        clip = OpenCLIP("tiny", precision="fp32", embedding_cache=None, batch_size=12)
+        detector: Any = {
+            "references": ReferenceDetector(clip),
+            "tiles": TiledDetector(ReferenceDetector(clip), tiles=(3, 2)),
+            "winclip": WinCLIPDetector(clip, references=True),
+            "sdp-plus": SDPPlusDetector(clip, n_epochs=1, random_state=0),
+        }[method]
+        masks = {}
+        if method == "sdp-plus":
+            masks["masks"] = [np.eye(*p.shape[:2], dtype=bool) for p in photos[:6]]
+        found = detector.fit(photos[:6], **masks).score_samples(photos)
+        assert max(short_memory) > 5 >= short_memory[-1]
+        clear_models()
+        expected = clone(detector).fit(photos[:6], **masks).score_samples(photos)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
     def test_not_even_one(self, photos: list[np.ndarray]) -> None:
         clear_models()
