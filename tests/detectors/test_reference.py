@@ -338,7 +338,7 @@ def test_photos_that_are_all_the_same(good: list[Any]) -> None:
     assert detector.reference_ids_.shape == (1,)
 
 
-def test_fewfew_colours(good: list[Any]) -> None:
+def test_few_references(good: list[Any]) -> None:
     with pytest.warns(UserWarning, match=r"\(3\): .* location='both' is 'anywhere'"):
         detector = ReferenceDetector("tiny").fit(good[:3])
     assert detector.location_ == "anywhere"
@@ -347,7 +347,7 @@ def test_fewfew_colours(good: list[Any]) -> None:
 
 @few_references
 @pytest.mark.parametrize(("n", "warned"), [(2, True), (3, True), (5, True), (8, False)])
-def test_a_share_of_fewfew_colours(n: int, warned: bool, good: list[Any]) -> None:
+def test_a_share_of_few_references(n: int, warned: bool, good: list[Any]) -> None:
     detector = ReferenceDetector("tiny", n_neighbors=0.3)
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
