@@ -188,11 +188,10 @@ def check_rows(out: Path, detector: Pipeline, paths: list[str]) -> None:
     rows = pandas.read_parquet(out)
     assert list(rows) == COLUMNS
     assert list(rows["path"]) == paths
-    # Cosines agree to 2e-6 (1.2e-6 apart on 16 cores, where a worker has other
-    # threads); margins are cosines divided by the temperature.
+    # Cosines agree to 1e-6; margins are cosines divided by the temperature.
     expected, temperature = detector.score_samples(paths), detector[-1].temperature
     np.testing.assert_allclose(
-        rows["margin"] * temperature, expected * temperature, rtol=0, atol=2e-6
+        rows["margin"] * temperature, expected * temperature, rtol=0, atol=1e-6
     )
     assert set(rows["error"]) == {""}
     assert not [name for name in os.listdir(out) if name.startswith(".")]
