@@ -293,12 +293,14 @@ columns of the output:
              break gets one apostrophe in front, so that no spreadsheet runs it
   rank       1 is the most suspicious
   verdict    normal, anomalous or unreadable
-  margin     log p(normal) - log p(anomalous), higher is more normal
+  margin     higher is more normal: log p(normal) - log p(anomalous) by words; by
+             photos 3 less the spreads by which it lies beyond their median
   threshold  photos with a margin below it are called anomalous
   p_value    with --calibrate: the share of its good photos, this one counted,
              that look at least as odd
-  p_anomaly  probability of an anomaly by the method alone: it does not move
-             with the threshold, and is close to 1 for most photos
+  p_anomaly  the margin on a scale from 0 (normal) to 1; by words it is the
+             method's probability of an anomaly, and close to 1 for most photos;
+             it does not move with the threshold
   error      why the photo could not be read; the numbers are empty then
 """,
     )

@@ -119,9 +119,9 @@ def _as_fitted(settings: ScoreSettings, fitted: Fitted) -> Threshold:
     ours = isinstance(fitted.last, BaseDetector)
     if ours and hasattr(fitted.last, "is_reference") and value == 0:
         sentence = (
-            "Threshold: three spreads from the median of the photos it learned from. "
-            "That is a convention and promises nothing; --calibrate GOOD, with other "
-            "good photos, sets one that does."
+            "Threshold: the margin 0, three spreads beyond the median of the photos it "
+            "learned from. That is a convention and promises nothing; --calibrate "
+            "GOOD, with other good photos, sets one that does."
         )
         return Threshold(value, "references", (sentence,))
     if not ours:

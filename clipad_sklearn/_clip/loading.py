@@ -428,7 +428,8 @@ def _not_found(
 ) -> WeightsNotFound:
     return WeightsNotFound(
         f"The weights of {wanted!r} were not found. Looked in: {looked} ({reason}).\n"
-        "Remedies (`clip`, or --clip of the command):\n"
+        "Remedies (`clip`, of a Pipeline's encoder and detector both, or --clip of the "
+        "command):\n"
         "  1. where there is a network, download them: clipad models --download "
         f"{download}\n"
         "  2. pass a local path: MODEL/CHECKPOINT-FILE, or a folder with "
