@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
@@ -221,6 +222,12 @@ class _Parser(argparse.ArgumentParser):
             )
         message = printable(message)
         self.exit(2, f"{self.prog}: error: {message}\nSee `{self.prog} --help`.\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # That of argparse hides that a disk is full.
+        file = file or sys.stderr
+        if file is not None:
+            print(message, end="", file=file, flush=True)
 
 
 def parse(argv: Sequence[str] | None) -> tuple[str, Any]:

@@ -82,11 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    command, settings = parse(argv)
-    set_quiet(getattr(settings, "quiet", False))
     with warnings.catch_warnings():
         warnings.showwarning = functools.partial(_show_warning, set())
         try:
+            command, settings = parse(argv)
+            set_quiet(getattr(settings, "quiet", False))
             if hasattr(settings, "quiet"):
                 stage("starting: loading libraries")
             run = importlib.import_module(f".{command}", __package__).run

@@ -80,7 +80,7 @@ def _explained(source: Source, needs_hub: bool) -> Iterator[None]:
     """Surroundings of a call of open_clip; its errors become what a user can do."""
     reach = _offline_if_unreachable() if needs_hub else contextlib.nullcontext()
     try:
-        with reach, _no_root_errors(), _only_weights():
+        with reach, _no_root_errors(), _only_weights(), _no_own_code():
             yield
     except ImportError:
         raise  # it names the package that is missing
@@ -104,6 +104,42 @@ def _only_weights() -> Iterator[None]:
     finally:
         del os.environ[names[0]]
         os.environ.update({k: v for k, v in before.items() if v is not None})
+
+
+@contextlib.contextmanager
+def _no_own_code() -> Iterator[None]:
+    """Let transformers run no code that comes with a model, whatever its files allow.
+
+    They can say `trust_remote_code` themselves; if they do not, transformers asks at
+    the terminal.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        yield
+        return
+    dynamic = importlib.import_module("transformers.dynamic_module_utils")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("trust_remote_code is not granted here")
+
+    never = {"get_class_in_module": refuse, "TIME_OUT_REMOTE_CODE": 0}
+    before = {name: getattr(dynamic, name) for name in never}
+    vars(dynamic).update(never)
+    try:
+        yield
+    finally:
+        vars(dynamic).update(before)
+
+
+def _is_of_own_code(error: Exception) -> bool:
+    return "trust_remote_code" in " ".join(_chain(error))
+
+
+def _has_own_code(source: Source) -> ValueError:
+    return ValueError(
+        f"{str(source)!r}: its tokenizer or its text tower is Python code that comes "
+        "with the model, which is never run here. Take a model that transformers or "
+        "open_clip can build by itself."
+    )
 
 
 @contextlib.contextmanager
@@ -349,9 +385,12 @@ def tokenizer(source: Source, text_cfg: dict[str, Any], is_plain: bool) -> Any:
             return _open_clip_tokenizer(source, arguments)
     needs_hub = not source.is_folder
     try:
-        with _offline_if_unreachable() if needs_hub else contextlib.nullcontext():
+        reach = _offline_if_unreachable() if needs_hub else contextlib.nullcontext()
+        with reach, _no_own_code():
             return _open_clip_tokenizer(source, arguments)
     except Exception as error:
+        if _is_of_own_code(error):
+            raise _has_own_code(source) from error
         raise WeightsNotFound(
             f"The tokenizer of {str(source)!r} cannot be loaded: {_line(error)}. "
             "Images can be encoded without it, texts cannot. Where there is a network "
@@ -392,6 +431,8 @@ def _explain(error: Exception, source: Source) -> Exception:
     place = source.checkpoint or source.model_name
     is_local = source.is_folder or source.checkpoint is not None
     reasons = " ".join(_chain(error))
+    if _is_of_own_code(error):
+        return _has_own_code(source)
     if is_local and "TorchScript" in reasons:
         return _is_a_program(source, place)
     if is_local and "Required pretrained weights" not in reasons:

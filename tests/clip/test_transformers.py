@@ -176,3 +176,32 @@ class TestWithoutThePackage:
     def test_text_towers(self, name: str) -> None:
         with pytest.raises(ImportError, match=f"text tower of '{name}/random' needs"):
             load(OpenCLIP(name, "random"))
+
+
+@pytest.mark.parametrize("case", ["allowed", "asked", "text tower"])
+def test_code_of_a_model_never_runs(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("builtins.input", lambda _="": "y")
+    folder, ran = tmp_path / "clip", tmp_path / "ran"
+    folder.mkdir()
+    code = f"open({str(ran)!r}, 'w').close()\nclass Code: pass\n"
+    (folder / "code.py").write_text(code)
+    text: dict[str, Any] = TEXT | {"hf_tokenizer_name": "acme/code"}
+    names = {"auto_map": {"AutoTokenizer": ["code.Code", None]}}
+    if case == "allowed":
+        text["tokenizer_kwargs"] = {"trust_remote_code": True}
+    _folder(folder, VISION, text)
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    if case == "text tower":
+        path = folder / "open_clip_config.json"
+        config = json.loads(path.read_text())
+        config["model_cfg"]["text_cfg"]["hf_model_name"] = "acme/code"
+        path.write_text(json.dumps(config))
+        names = {"model_type": "code", "auto_map": {"AutoConfig": "code.Code"}}
+        (folder / "config.json").write_text(json.dumps(names))
+    with pytest.raises(ValueError, match=r"clip'.* Python code .* never run here"):
+        OpenCLIP(str(folder)).encode_text(["a"])
+    assert not ran.exists()
