@@ -166,8 +166,10 @@ def load_visa(
     rows: list[_Row] = []
     if os.path.isfile(split_file):
         by_category: dict[str, list[_Row]] = {}
-        for name, row in _visa_rows(root, split_file, split):
-            by_category.setdefault(name, []).append(row)
+        lines: dict[str, int] = {}  # of files
+        for line, row in _visa_rows(root, split_file, split):
+            by_category.setdefault(row[3], []).append(row)
+            lines |= dict.fromkeys(_files_of(row), line)
         if not by_category:
             raise ValueError(f"{split_file!r} has no row of the split {split!r}.")
         for name in _chosen(category, lambda: sorted(by_category), root, "VisA"):
@@ -177,8 +179,13 @@ def load_visa(
                     f"VisA has no category {name!r} in {split_file!r}. It has: {known}."
                 )
             rows += by_category[name]
-        paths = [path for row in rows for path in (row[0], row[2]) if path is not None]
-        _check_present(paths, f"VisA in {root!r}", "VisA")
+        paths = [path for row in rows for path in _files_of(row)]
+        if missing := _missing(paths):
+            raise FileNotFoundError(
+                f"VisA in {root!r} is not complete: {len(missing)} of {len(paths)} "
+                f"files are missing, the first is {missing[0]!r}, named in "
+                f"{split_file!r}, line {lines[missing[0]]}. {_obtain('VisA')}"
+            )
     else:
         for name in _chosen(category, lambda: _folders(root), root, "VisA"):
             if os.path.isdir(os.path.join(root, name, "Data")):
@@ -251,6 +258,7 @@ def load_sewer_ml(
         )
     folders = _folders_of_files(root, split)
     images: list[str] = []
+    seen: set[str] = set()
     defects: list[str] = []
     anomalous: list[bool] = []
     absent, first_absent = 0, ""
@@ -262,11 +270,12 @@ def load_sewer_ml(
             filename, label = _columns(header, ("Filename", "Defect"), annotations)
             codes = [(header.index(c), c) for c in _SEWER_DEFECTS if c in header]
             continue
-        if fields[label] not in ("0", "1"):
-            raise ValueError(
-                f"{annotations!r}, line {line}: expected Defect 0 or 1, found "
-                f"{fields[label]!r}."
-            )
+        for i, column in [(label, "Defect"), *codes]:
+            if fields[i] not in ("0", "1"):
+                raise ValueError(
+                    f"{annotations!r}, line {line}: expected {column} 0 or 1, found "
+                    f"{fields[i]!r}."
+                )
         within, _, name = fields[filename].replace("\\", "/").rpartition("/")
         folder = folders.get(name)
         # A folder that is named says which of several files of that name it is.
@@ -275,12 +284,18 @@ def load_sewer_ml(
             folder = named
         if folder is None:
             absent += 1
-            first_absent = first_absent or fields[filename]
+            first_absent = first_absent or f"{fields[filename]!r} in line {line}"
             continue
         found: tuple[str, ...] = ()
         if fields[label] == "1":
             found = tuple(c for i, c in codes if fields[i] == "1") or ("defect",)
-        images.append(os.path.join(folder, name))
+        image = os.path.join(folder, name)
+        if image in seen:
+            raise ValueError(
+                f"{annotations!r}, line {line}: {fields[filename]!r} is there already."
+            )
+        seen.add(image)
+        images.append(image)
         defects.append(names.setdefault(found, "+".join(found)))
         anomalous.append(bool(found))
     if not header:
@@ -288,7 +303,7 @@ def load_sewer_ml(
     if absent:
         raise FileNotFoundError(
             f"{absent} of {absent + len(images)} images named in {annotations!r} are "
-            f"not in {root!r}, the first is {first_absent!r}. The copy of Sewer-ML is "
+            f"not in {root!r}, the first is {first_absent}. The copy of Sewer-ML is "
             f"not complete. {_obtain('Sewer-ML')}"
         )
     if not images:
@@ -480,9 +495,11 @@ def _names_by_stem(folder: str) -> dict[str, str]:
 # -- VisA as downloaded ----------------------------------------------------------
 
 
-def _visa_rows(root: str, split_file: str, split: str) -> Iterator[tuple[str, _Row]]:
+def _visa_rows(root: str, split_file: str, split: str) -> Iterator[tuple[int, _Row]]:
+    """Yield the line and the row of each image of the split."""
     wanted = ("object", "split", "label", "image", "mask")
     places: list[int] = []
+    lines: dict[str, int] = {}  # of images
     for line, fields in read_table(split_file):
         if not places:
             places = _columns(fields, wanted, split_file)
@@ -498,8 +515,16 @@ def _visa_rows(root: str, split_file: str, split: str) -> Iterator[tuple[str, _R
                 f"{split_file!r}, line {line}: expected the split 'train' or 'test', "
                 f"found {part!r}."
             )
-        if not image:
-            raise ValueError(f"{split_file!r}, line {line}: the image is missing.")
+        for column, value in (("object", name), ("image", image)):
+            if not value:
+                raise ValueError(
+                    f"{split_file!r}, line {line}: the {column} is missing."
+                )
+        if (other := lines.setdefault(image, line)) != line:
+            raise ValueError(
+                f"{split_file!r}, line {line}: {image!r} is there already, in line "
+                f"{other}."
+            )
         if label == "anomaly" and not mask:
             raise ValueError(
                 f"{split_file!r}, line {line}: the anomaly {image!r} has no mask."
@@ -511,10 +536,7 @@ def _visa_rows(root: str, split_file: str, split: str) -> Iterator[tuple[str, _R
             os.path.join(root, *PurePosixPath(relative.replace("\\", "/")).parts)
             for relative in (image, mask)
         )
-        yield (
-            name,
-            (path, "anomaly" if bad else "", mask_path if bad else None, name),
-        )
+        yield line, (path, "anomaly" if bad else "", mask_path if bad else None, name)
 
 
 # -- checks ----------------------------------------------------------------------
@@ -592,10 +614,17 @@ def _columns(header: list[str], names: Sequence[str], path: str) -> list[int]:
             f"{path!r} lacks the column {', '.join(map(repr, lacking))}; it has "
             f"{', '.join(map(repr, header)) or 'none'}.{hint}"
         )
+    for name in names:
+        if header.count(name) > 1:
+            raise ValueError(f"{path!r} has the column {name!r} more than once.")
     return [header.index(name) for name in names]
 
 
-def _check_present(paths: Sequence[str], where: str, data_set: str) -> None:
+def _files_of(row: _Row) -> list[str]:
+    return [path for path in (row[0], row[2]) if path is not None]
+
+
+def _missing(paths: Sequence[str]) -> list[str]:
     # One listing per folder is much faster than asking for each file.
     listed: dict[str, set[str]] = {}
     missing = []
@@ -605,11 +634,7 @@ def _check_present(paths: Sequence[str], where: str, data_set: str) -> None:
             listed[folder] = _files(folder) if os.path.isdir(folder) else set()
         if name not in listed[folder]:
             missing.append(path)
-    if missing:
-        raise FileNotFoundError(
-            f"{where} is not complete: {len(missing)} of {len(paths)} files are "
-            f"missing, the first is {missing[0]!r}. {_obtain(data_set)}"
-        )
+    return missing
 
 
 def _bunch(rows: list[_Row], as_frame: bool) -> Bunch:
