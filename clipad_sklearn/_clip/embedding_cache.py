@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 import sqlite3
+import stat
 import threading
 import time
 import warnings
@@ -41,15 +42,18 @@ _STAMP_GROUP = 1000
 # Seconds to wait for other processes before a folder is given up.
 _LOCK_SECONDS = 30.0
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS embedding (
+# As sqlite keeps it in the file, by which a file is known to be ours.
+_TABLE = """TABLE embedding (
     key BLOB NOT NULL UNIQUE,
     last_used INTEGER NOT NULL,
     checksum BLOB NOT NULL,
     value BLOB NOT NULL
-);
+)"""
+_SCHEMA = f"""
+CREATE {_TABLE.replace("TABLE", "TABLE IF NOT EXISTS")};
 CREATE INDEX IF NOT EXISTS embedding_by_use ON embedding (last_used);
 """
+_OURS = {b"embedding", b"embedding_by_use", b"sqlite_autoindex_embedding_1"}
 
 
 def open_cache(
@@ -260,7 +264,8 @@ class FolderCache:
         Raises
         ------
         OSError
-            If the file is locked, or can neither be emptied nor deleted.
+            If the file is locked, can neither be emptied nor deleted, or is of
+            something else.
         """
 
         def empty(connection: sqlite3.Connection) -> None:
@@ -272,11 +277,11 @@ class FolderCache:
 
         with _folder_lock:
             self._stale.clear()
-            if os.path.exists(self.path):
+            if os.path.lexists(self.path):
                 failure = self._attempt(empty)
-                if failure is not None and _is_locked(failure):
-                    raise self._error(failure) from failure
                 if failure is not None:
+                    if _is_locked(failure) or not self._is_ours(failure):
+                        raise self._error(failure) from failure
                     for end in ("", "-wal", "-shm"):
                         with contextlib.suppress(FileNotFoundError):
                             os.remove(self.path + end)
@@ -415,6 +420,8 @@ class FolderCache:
             self.close()  # somebody removed or replaced the file
         if self._connection is None:
             os.makedirs(self.folder, exist_ok=True)
+            if os.path.lexists(self.path) and not _is_plain_file(self.path):
+                raise OSError("it is a link, a folder or a pipe, and not a file")
             connection = sqlite3.connect(
                 self.path,
                 timeout=_LOCK_SECONDS,
@@ -424,6 +431,7 @@ class FolderCache:
             # Damage may turn any column into text that is none.
             connection.text_factory = bytes
             try:
+                _check_ours(connection)
                 connection.execute(f"PRAGMA page_size = {_PAGE_SIZE}")
                 connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -440,6 +448,16 @@ class FolderCache:
             self._connection, self._inode = connection, _inode(self.path)
         return self._connection
 
+    def _is_ours(self, failure: Exception) -> bool:
+        """Whether the file that failed, however damaged, holds what is ours only."""
+        if isinstance(failure, _NotOursError) or not _is_plain_file(self.path):
+            return False
+        try:
+            with open(self.path, "rb") as file:
+                return _TABLE.encode() in file.read(_PAGE_SIZE)
+        except OSError:
+            return False
+
     def _error(self, reason: Exception) -> OSError:
         advice = "Check the disk's space and permissions, or choose another folder."
         if _is_locked(reason):
@@ -448,6 +466,8 @@ class FolderCache:
             advice = (
                 "Check the disk's space; on network folders: choose a local folder."
             )
+        elif _is_damage(reason) and not self._is_ours(reason):
+            advice = "It is left as it is: move it away, or choose another folder."
         elif _is_damage(reason):
             advice = "Delete the file or run 'clipad cache clear' to start afresh."
         return OSError(
@@ -461,6 +481,25 @@ class FolderCache:
             UserWarning,
             stacklevel=3,
         )
+
+
+class _NotOursError(sqlite3.DatabaseError):
+    """The database is of something else."""
+
+
+def _is_plain_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _check_ours(connection: sqlite3.Connection) -> None:
+    """Raise an error if the database holds what is not ours; it changes nothing."""
+    found = dict(connection.execute("SELECT name, sql FROM sqlite_master"))
+    table = found.get(b"embedding", f"CREATE {_TABLE}".encode())
+    if not found.keys() <= _OURS or table != f"CREATE {_TABLE}".encode():
+        raise _NotOursError("not a database of clipad")
 
 
 @contextlib.contextmanager

@@ -475,10 +475,12 @@ def test_text_file_in_its_place(new_cache: NewCache) -> None:
     cache = new_cache()
     os.makedirs(cache.folder)
     Path(cache.path).write_text("These are my notes.\n" * 1000)
-    _cannot_be_used(cache, r"not a database.*clipad cache clear")
-    for action in (cache.info, cache.verify):
+    _cannot_be_used(cache, r"not a database.*move it away")
+    for action in (cache.info, cache.verify, cache.clear):
         with pytest.raises(OSError, match="not a database"):
             action()
+    assert Path(cache.path).read_text().startswith("These are my notes.")
+    os.remove(cache.path)
     cache.clear()
     cache.put_many(_items(1))
     assert _known(cache, 1) == [1]
@@ -519,21 +521,59 @@ def test_overwritten_bytes_never_give_a_wrong_embedding(
         cache.put_many(_items(*range(600, 620)))
         _known(cache, *range(620))
     assert len(caught) <= 1
-    cache.clear()
+    if _embedding_cache._TABLE.encode() in content[: _embedding_cache._PAGE_SIZE]:
+        cache.clear()
+    else:  # nothing in it says that it is ours
+        with pytest.raises(OSError, match="left as it is"):
+            cache.clear()
+        os.remove(cache.path)
+        cache.clear()
     cache.put_many(_items(*range(600)))
     assert cache.verify() == {"entries": 600, "damaged": 0}
 
 
-def test_file_of_another_layout(new_cache: NewCache) -> None:
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "CREATE TABLE customers (name)",
+        "CREATE TABLE embedding (id, vector); CREATE TABLE documents (text)",
+        "CREATE TABLE embedding (key, last_used, checksum, value)",
+        f"{_embedding_cache._SCHEMA}; CREATE TABLE notes (text)",
+        "CREATE VIEW embedding AS SELECT 1 AS key",
+    ],
+)
+def test_database_of_something_else(new_cache: NewCache, sql: str) -> None:
     cache = new_cache()
     os.makedirs(cache.folder)
     connection = sqlite3.connect(cache.path)
-    connection.execute("CREATE TABLE embedding (key, last_used)")
+    connection.executescript(sql)
     connection.close()
-    _cannot_be_used(cache, r"no such column.*clipad cache clear")
-    cache.clear()
-    cache.put_many(_items(1))
-    assert _known(cache, 1) == [1]
+    before = Path(cache.path).read_bytes()
+    _cannot_be_used(cache, r"not a database of clipad.*move it away")
+    for action in (cache.info, cache.verify, cache.clear):
+        with pytest.raises(OSError, match="not a database of clipad"):
+            action()
+    assert Path(cache.path).read_bytes() == before
+    assert os.listdir(cache.folder) == [os.path.basename(cache.path)]
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "folder", "pipe"])
+def test_no_file_in_its_place(new_cache: NewCache, kind: str, tmp_path: Path) -> None:
+    cache, other = new_cache(), tmp_path / "other.sqlite"
+    os.makedirs(cache.folder)
+    if kind == "link":
+        sqlite3.connect(other).close()
+    if "link" in kind:
+        os.symlink(other, cache.path)
+    elif kind == "folder":
+        os.makedirs(os.path.join(cache.path, "inside"))
+    else:
+        os.mkfifo(cache.path)
+    _cannot_be_used(cache, "a link, a folder or a pipe.*choose another folder")
+    with pytest.raises(OSError, match="a link, a folder or a pipe"):
+        cache.clear()
+    assert os.path.lexists(cache.path)
+    assert other.exists() == (kind == "link")
 
 
 def test_folder_that_cannot_be_made(new_cache: NewCache, tmp_path: Path) -> None:
