@@ -39,6 +39,8 @@ UNFINISHED = ".clipad-"
 _LEASE_SECONDS = 50
 # An uncompressed photo of 16 bits at Pillow's limit of pixels.
 _LARGEST_FILE = 2**30
+# How spreadsheets, and archives, which some of them are, begin.
+_NO_TEXT = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\x1f\x8b", b"%PDF")
 
 
 # -- looking for files -------------------------------------------------------------
@@ -314,6 +316,56 @@ def _kind(mode: int) -> str:
     if stat.S_ISSOCK(mode):
         return "a socket"
     return "a pipe" if stat.S_ISFIFO(mode) else "a device"
+
+
+def read_text(path: str) -> str:
+    """Return a text as spreadsheets and other systems leave it, with line feeds.
+
+    Raises ValueError, with file and line, where it is in none of their encodings.
+    """
+    with open(path, "rb") as file:
+        return _with_line_feeds(_decoded(file.read(), path))
+
+
+def _with_line_feeds(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _decoded(content: bytes, path: str) -> str:
+    if content.startswith(_NO_TEXT):
+        raise ValueError(
+            f"{path!r} is a spreadsheet, an archive or a document, not a text: save "
+            "a table as CSV."
+        )
+    if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        encodings = ["utf-32"]
+    elif b"\0\0\0" in content[:4]:
+        encodings = ["utf-32-be" if content[0] == 0 else "utf-32-le"]
+    elif content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encodings = ["utf-16"]
+    elif b"\0" in content[:4]:
+        encodings = ["utf-16-be" if content[0] == 0 else "utf-16-le"]
+    else:
+        encodings = ["utf-8-sig", "cp1252"]
+    for encoding in encodings:
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError as error:
+            before = content[: error.start].decode(encoding, "replace")
+            reason = error.reason
+            continue
+        # Such as the mark by which DOS ends a file, and those between joined files.
+        text = text.rstrip("\x1a\0").replace("\ufeff", "")
+        before, is_no_text, _ = text.partition("\0")
+        if not is_no_text:
+            return text
+        reason = "NUL"
+        break
+    line = _with_line_feeds(before).count("\n") + 1
+    raise ValueError(
+        f"{path!r}, line {line}: expected text in UTF-8, UTF-16 or Windows-1252, "
+        f"found bytes that are none of these ({reason})."
+    )
 
 
 # -- writing -----------------------------------------------------------------------

@@ -68,6 +68,23 @@ def _check_states(name: str, values: Any) -> tuple[str, ...]:
     return states
 
 
+def _check_different(normal: Sequence[str], anomalous: Sequence[str]) -> None:
+    """Check that no state is on both sides, where it would say nothing."""
+
+    def folded(state: str) -> str:
+        # Most CLIPs read no case; without a place the object comes last.
+        words = state if "{}" in state else f"{state} {{}}"
+        return " ".join(words.lower().split())
+
+    both = {folded(state) for state in normal} & {folded(state) for state in anomalous}
+    for state in anomalous:
+        if folded(state) in both:
+            raise ValueError(
+                f"anomalous_states: {state!r} is one of normal_states too; give states "
+                "that differ."
+            )
+
+
 def _check_templates(name: str, values: Any) -> tuple[str, ...]:
     templates = _check_strings(name, values)
     for template in templates:
@@ -114,8 +131,8 @@ class PromptSet:
     TypeError
         If a value is not a sequence of strings.
     ValueError
-        If a sequence is empty, or a string is blank or has a wrong number of
-        ``{}``.
+        If a sequence is empty, a string is blank or has a wrong number of ``{}``, or
+        a state is normal and anomalous.
 
     Examples
     --------
@@ -144,6 +161,7 @@ class PromptSet:
         ):
             # The class is frozen, so the tuples are set behind its back.
             object.__setattr__(self, name, check(name, getattr(self, name)))
+        _check_different(self.normal_states, self.anomalous_states)
 
     def format(self, class_name: str) -> tuple[list[str], list[str]]:
         """Write the prompts for one object.
@@ -358,6 +376,7 @@ def random_word_prompts(
     templates = _check_templates("templates", templates)
     normal_states = _check_states("normal_states", normal_states)
     anomalous_states = _check_states("anomalous_states", anomalous_states)
+    _check_different(normal_states, anomalous_states)
     if class_name is not None:
         class_name = _check_class_name(class_name)
     elif fewest == 0:

@@ -474,3 +474,21 @@ def test_no_deep_learning_library_is_imported():
         "assert not {'torch', 'open_clip', 'matplotlib'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("normal", "anomalous"),
+    [
+        (["clean {}"], ["clean {}"]),
+        (["Clean {}"], ["stained {}", "clean  {}"]),
+        (["clean"], ["clean {}"]),
+    ],
+)
+def test_a_state_is_normal_or_anomalous(
+    normal: list[str], anomalous: list[str]
+) -> None:
+    message = f"anomalous_states: {anomalous[-1]!r} is one of normal_states too"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        PromptSet(normal, anomalous, ["a photo of a {}."])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        random_word_prompts(2, normal_states=normal, anomalous_states=anomalous)

@@ -10,11 +10,13 @@ import argparse
 import math
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Any, ClassVar, NoReturn
 
+from .._files import read_text
 from .._version import __version__
 from .cache import cache_folder
 from .methods import LEARNS_FROM_PHOTOS, METHODS, method_name
@@ -28,6 +30,8 @@ exit status:
   3    an error of the program itself
   130  interrupted
 """
+# What a file of words is called; words themselves hardly end so.
+_WORD_FILES = (".txt", ".csv", ".tsv", ".lst", ".list", ".md", ".json")
 _SHOTS = (1, 4, 16)
 _SCORERS = ("random-word", "prompt", "fusion")
 
@@ -214,6 +218,11 @@ class CacheSettings:
 class _Parser(argparse.ArgumentParser):
     """Keeps the one line that matters from drowning in usage."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # What is given without another type; such as a shell variable that is not set.
+        self.register("type", None, _not_empty)
+
     def error(self, message: str) -> NoReturn:
         if message.endswith("required: PATH"):
             message += (
@@ -230,6 +239,12 @@ class _Parser(argparse.ArgumentParser):
             print(message, end="", file=file, flush=True)
 
 
+def _not_empty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
 def parse(argv: Sequence[str] | None) -> tuple[str, Any]:
     """Return the module that runs the command, and the command's settings."""
     parser = _Parser(
@@ -240,6 +255,7 @@ def parse(argv: Sequence[str] | None) -> tuple[str, Any]:
     )
     parser.add_argument("--version", action="version", version=f"clipad {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands.type = str  # it is given the arguments of the command too
     for add in (_add_score, _add_demo, _add_benchmark, _add_models, _add_cache):
         add(commands)
     parsed, unknown = parser.parse_known_args(argv)
@@ -568,7 +584,8 @@ def _check_outputs_are_not_read(given: dict[str, Any]) -> None:
     clip = given.get("clip") or ""
     if "/" in clip or os.sep in clip:  # no name of a model, whatever lies here
         named += [clip, clip.partition("/")[2]]
-    read = {os.path.realpath(path) for path in named if path and os.path.exists(path)}
+    named = [os.path.expanduser(path) for path in named if path]
+    read = {os.path.realpath(path) for path in named if os.path.exists(path)}
     for name in ("out", "report", "save"):
         path = os.path.realpath(given.get(name) or "")
         if name in given and read & {path, os.path.dirname(path)}:
@@ -631,16 +648,28 @@ def _words(name: str, values: Sequence[str]) -> list[str]:
     """Return words as given, or the lines of the files that are named."""
     words: list[str] = []
     for value in values:
-        if not os.path.isfile(value):
-            if os.path.exists(value) and not os.path.isdir(value):
+        path = os.path.expanduser(value)
+        if not os.path.isfile(path):
+            if os.path.exists(path) and not os.path.isdir(path):
                 raise UsageError(f"--{name} {value}: is a pipe or device, not a file")
+            if path.startswith(("./", "../", "/", "~")) or path.lower().endswith(
+                _WORD_FILES
+            ):
+                raise UsageError(f"--{name} {value}: there is no such file")
             words.append(value)
             continue
         try:
-            with open(value, encoding="utf-8-sig") as file:
-                words += [line.strip() for line in file if line.strip()]
+            lines = read_text(path).split("\n")
+            words += [" ".join(line.split()) for line in lines]
         except (OSError, ValueError) as error:
             raise UsageError(f"--{name} {value}: cannot be read ({error})") from error
+    words = [word for word in words if word]
+    for word in words:
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in word):
+            raise UsageError(
+                f"--{name}: expected text, found {word!r}, which has characters that "
+                "cannot be shown"
+            )
     if not words:
         raise UsageError(f"--{name}: found no words")
     return words
@@ -920,7 +949,7 @@ def _check_benchmark(given: dict[str, Any]) -> None:
     if "templates" in given:
         given["templates"] = _words("template", given["templates"])
     if given.get("word_source", "letters") not in ("letters", "vocabulary"):
-        if not os.path.isfile(given["word_source"]):
+        if not os.path.isfile(os.path.expanduser(given["word_source"])):
             raise UsageError(
                 f"--word-source {given['word_source']}: expected letters, vocabulary "
                 "or a text file"
@@ -1001,12 +1030,14 @@ def _add_clip_settings(parser: argparse.ArgumentParser) -> None:
 def _number(
     kind: type[int] | type[float],
     low: float = -math.inf,
-    high: float = math.inf,
+    high: float | None = None,
     *,
     above: bool = False,
     below: bool = False,
 ) -> Callable[[str], float]:
     """Return an argparse type: a finite number from `low` to `high`."""
+    if high is None:
+        high = math.inf if kind is float else 2**31 - 1
 
     def parse(text: str) -> float:
         try:
@@ -1017,12 +1048,12 @@ def _number(
         inside = (value > low if above else value >= low) and (
             value < high if below else value <= high
         )
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text} is not a finite number")
         if not inside:
             left, right = "(" if above else "[", ")" if below else "]"
             raise argparse.ArgumentTypeError(
-                f"{text} is not in {left}{low:g}, {high:g}{right}"
+                f"{text} is not in {left}{low:.10g}, {high:.10g}{right}"
             )
         return value
 

@@ -18,7 +18,7 @@ def cache_folder() -> str:
     """
     named = os.environ.get("CLIPAD_CACHE")
     if named:
-        return named
+        return os.path.abspath(os.path.expanduser(named))
     import platformdirs
 
     return platformdirs.user_cache_dir("clipad", appauthor=False)
@@ -28,7 +28,7 @@ def run(settings: CacheSettings) -> int:
     """Run ``clipad cache``."""
     from .._clip.embedding_cache import FolderCache
 
-    folder = settings.folder or cache_folder()
+    folder = os.path.expanduser(settings.folder or cache_folder())
     # The user's own folder may not be there yet; one that is named has to be.
     if settings.folder is not None and not os.path.isdir(folder):
         raise UsageError(f"{folder}: no such folder")

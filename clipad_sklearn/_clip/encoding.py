@@ -69,6 +69,7 @@ def check_pairs(
     clip: OpenCLIP, normal: Sequence[str], anomalous: Sequence[str]
 ) -> None:
     """Raise ValueError where prompts of both states are cut to the same tokens."""
+    normal, anomalous = _check_texts(normal), _check_texts(anomalous)
     known = known_names(TextNames, clip, open_cache(clip.embedding_cache))
     if known is not None and not may_fill_context(normal, known.context_length):
         return

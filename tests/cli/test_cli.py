@@ -41,6 +41,7 @@ from clipad_sklearn._cli.main import main
 from clipad_sklearn._cli.output import UsageError, writing
 from clipad_sklearn._cli.photos import find_photos
 from clipad_sklearn._cli.table import make_rows, write_rows
+from clipad_sklearn._clip.embedding_cache import FolderCache
 from clipad_sklearn._prompts import PRESETS
 from clipad_sklearn.datasets import make_defect_images
 from clipad_sklearn.metrics import auroc
@@ -492,6 +493,16 @@ def test_share_of_less_than_one_photo(few: Path, tmp_path: Path, capsys) -> None
     assert "30 % of 3 photos is less than one" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+def test_files_of_words(encoding: str, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bad.txt"
+    path.write_bytes("stained {}\r\n\r\nschäbig  {}\r\n".encode(encoding))
+    options = [*TINY, "--normal", "clean {}"]
+    from_file = score(tmp_path, str(folder), *options, "--anomalous", str(path))
+    given = ["--anomalous", "stained {}", "--anomalous", "schäbig {}"]
+    assert from_file == score(tmp_path, str(folder), *options, *given)
+
+
 def test_own_words(folder: Path, tmp_path: Path) -> None:
     words = tmp_path / "bad.txt"
     words.write_text("stained {}\nscratched {}\n")
@@ -580,6 +591,10 @@ def test_a_saved_threshold_is_kept(folder: Path, tmp_path: Path, capsys) -> None
 # -- errors --------------------------------------------------------------------
 
 
+def words(anomalous: str) -> list[str]:
+    return ["--normal", "clean {}", "--anomalous", anomalous]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -619,6 +634,24 @@ def test_a_saved_threshold_is_kept(folder: Path, tmp_path: Path, capsys) -> None
         (["demo", "--n", "two"], "'two' is not an integer"),
         (["score", "x.png", "--promts"], "--promts\nSee `clipad score --help`"),
         (["cache", "shrink", "few"], "invalid choice"),
+        # Shell variables that are not set.
+        (["score", "few", "--save", ""], "argument --save: is empty"),
+        (["score", "few", "--maps="], "argument --maps: is empty"),
+        (["score", "few", "--class-name", ""], "argument --class-name: is empty"),
+        (["score", ""], "argument PATH: is empty"),
+        (["cache", "clear", ""], "argument FOLDER: is empty"),
+        (["models", "--download", ""], "argument --download: is empty"),
+        (["score", "few", "--batch-size", "1" + 400 * "0"], "is not in .1, 2147483647"),
+        (["demo", "--n", "1" + 400 * "0"], "is not in"),
+        (["score", "few", *words("bad.txt")], "--anomalous bad.txt: there is no such"),
+        (["score", "few", *words("~/bad.lst")], "--anomalous ~/bad.lst: there is no"),
+        (["score", "few", *words("./bad")], "--anomalous ./bad: there is no such"),
+        (
+            ["score", "few", *words("few/0.png")],
+            "0.png: cannot be read .*expected text",
+        ),
+        (["score", "few", *words("a\x1b {}")], "characters that cannot be shown"),
+        (["score", "few", *words("a\udce4 {}")], "characters that cannot be shown"),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, few, monkeypatch, capsys):
@@ -642,6 +675,8 @@ def test_wrong_usage(arguments: list[str], message: str, few, monkeypatch, capsy
         (["score", "few", "--clip", "ViT-B-23/openai"], "Did you mean"),
         (["score", "few", "--clip", "ViT-B-32/none.pt"], "1. where there is a network"),
         (["score", "few", *TINY, "--class-name", " "], "class_name is blank"),
+        (["score", "few", *TINY, "--class-name", "\udce4"], "is not valid Unicode"),
+        (["score", "few", *TINY, *words("Clean  {}")], "is one of normal_states too"),
         (["score", "few", *TINY, "--device", "abacus"], "device='abacus'"),
         (["score", "few", "--load", "few/0.png"], "is not a file of --save"),
         (["score", "few", "--load", "nowhere"], "there is no such file"),
@@ -884,7 +919,11 @@ def test_cache(few: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_damaged_cache(tmp_path: Path, capsys) -> None:
-    (tmp_path / "embeddings-v1.sqlite").write_bytes(b"no database" * 1000)
+    cache = FolderCache(tmp_path)
+    cache.put_many({"key": np.ones(4, np.float32)})
+    cache.close()
+    path = tmp_path / "embeddings-v1.sqlite"
+    path.write_bytes(b"no database" + path.read_bytes()[11:])
     for action in ("info", "verify"):
         assert main(["cache", action, str(tmp_path)]) == 2
         assert "Delete the file" in capsys.readouterr().err

@@ -64,7 +64,6 @@ def score(*options: str) -> int:
         (["--save", "to_pipe"], "is a pipe, not a file"),
         (["--out", "pipe.csv"], "is a pipe, not a file"),
         (["--save", "photos"], "is a folder"),
-        (["--save", ""], "is a folder"),
         (["--load", "pipe"], "--load pipe: is not a file"),
         (["--load", "photos"], "--load photos: is not a file"),
         (["--out", "x" * 300 + ".csv"], "[Ff]ile name too long"),

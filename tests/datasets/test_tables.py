@@ -88,14 +88,14 @@ def test_blank_lines_and_spaces(tmp_path: Path) -> None:
     [
         (b"a,b\n1,2\n1,2,3\n", "line 3: expected 2 fields"),
         (b"a,b\n1\n", "line 2: expected 2 fields"),
-        (b"a,b\n\x81\x8d,2\n", "line 2: expected a table in UTF-8"),
-        (b"a,b\r1,2\r\x81\x8d,2\r", "line 3: expected a table in UTF-8"),
-        ("a,b\n\u0a0a,\u0a0a\n".encode("utf-16") + b"\0\xdc", "line 3: expected a t"),
+        (b"a,b\n\x81\x8d,2\n", "line 2: expected text in UTF-8"),
+        (b"a,b\r1,2\r\x81\x8d,2\r", "line 3: expected text in UTF-8"),
+        ("a,b\n\u0a0a,\u0a0a\n".encode("utf-16") + b"\0\xdc", "line 3: expected text"),
         (b'a,b\n"' + b"x" * 200_000 + b'",1\n', "line 2: field larger than"),
         # Rows must not go missing within a quote.
         (b'a,b\n1,"3 inch\n2,x\n3,y\n', "line 2: a quote .* is opened and not closed"),
         (b'a,b\n1,2\n"3,x\n4,"y"\n5,z\n', "line 3: ',' expected"),
-        (b"a,b\n1,2\0\n", r"line 2: expected a table .*\(NUL\)"),
+        (b"a,b\n1,2\0\n", r"line 2: expected text .*\(NUL\)"),
     ],
 )
 def test_errors_name_file_and_line(
