@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._files import read_bytes
+from ._files import MADE_HERE, read_bytes
 from ._fork import at_fork
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ _OTHER_KINDS = (
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 # What maps and overlays name as their software.
-MADE_HERE = "clipad score --maps"
 # At a time, of all threads.
 _MOST_PIXELS = 100_000_000
 _MOST_BYTES = 400_000_000

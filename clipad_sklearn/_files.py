@@ -31,8 +31,10 @@ _SYSTEM_FOLDERS = frozenset(
         *("@__thumb", "$extend", "temporary items"),
     }
 )
+# What maps and overlays say near their beginning.
+MADE_HERE = "clipad score --maps"
 # The list of maps and overlays in a folder.
-_OUTPUTS = ".clipad-outputs.json"
+OUTPUT_LIST = ".clipad-outputs.json"
 # What names of unfinished files begin with: a kill leaves them.
 UNFINISHED = ".clipad-"
 # Linux takes a lease of a file back after this time.
@@ -67,7 +69,7 @@ def walk_images(folder: str) -> Walk:
             path = os.path.join(parent, name)
             if not is_image_name(name):
                 walk.others.append(path)
-            elif is_output(name, ours):
+            elif is_output(path, ours):
                 walk.outputs.append(path)
             else:
                 walk.images.append(path)
@@ -103,9 +105,22 @@ def walk_files(folder: str, walk: Walk) -> Iterator[tuple[str, list[str]]]:
         yield parent, files
 
 
-def is_output(name: str, ours: Collection[str]) -> bool:
-    """Whether a file is a map or overlay of ``--maps``; `ours` is `outputs_in`."""
-    return name in ours or _is_old_output(name)
+def is_output(path: str, ours: Collection[str]) -> bool:
+    """Whether a file is a map or overlay of ``--maps``; `ours` is `outputs_in`.
+
+    A photo that has taken the name of one is none.
+    """
+    name = os.path.basename(path)
+    return _is_old_output(name) or (name in ours and _says_so(path))
+
+
+def _says_so(path: str) -> bool:
+    """Whether an image says that it is an output, if it can be read at all."""
+    try:
+        with open(path, "rb") as file:
+            return MADE_HERE.encode() in file.read(200)
+    except OSError:
+        return True
 
 
 def _is_old_output(name: str) -> bool:
@@ -119,7 +134,7 @@ def _is_old_output(name: str) -> bool:
 def outputs_in(folder: str) -> frozenset[str]:
     """Return the names of the maps and overlays that were written into a folder."""
     try:
-        return _listed(os.path.join(folder, _OUTPUTS))
+        return _listed(os.path.join(folder, OUTPUT_LIST))
     except (FileNotFoundError, ValueError):  # there is none, or it is not ours
         return frozenset()
 
@@ -141,20 +156,21 @@ def claim_outputs(folder: str, names: Iterable[str]) -> None:
     """
     names = set(names)
     try:
-        known = _listed(os.path.join(folder, _OUTPUTS))
+        known = _listed(os.path.join(folder, OUTPUT_LIST))
     except FileNotFoundError:
         known = frozenset()
     except ValueError:
         raise FileExistsError(
-            f"{os.path.join(folder, _OUTPUTS)} is there and was not written by clipad"
+            f"{os.path.join(folder, OUTPUT_LIST)} is there and was not written by "
+            "clipad"
         ) from None
     for name in sorted(names - known):
         path = os.path.join(folder, name)
-        if os.path.lexists(path) and not is_output(name, known):
+        if os.path.lexists(path) and not _is_old_output(name):
             raise FileExistsError(f"{path} is there and was not written by clipad")
     if not names <= known:
         with (
-            replacing(os.path.join(folder, _OUTPUTS)) as temporary,
+            replacing(os.path.join(folder, OUTPUT_LIST)) as temporary,
             open(temporary, "w", encoding="ascii") as file,
         ):
             json.dump(sorted(names | known), file)
@@ -184,7 +200,7 @@ def _sorted_out(
     """Return names of files, folders, and links to folders, sorted."""
     files, folders, links = list[str](), list[str](), list[str]()
     for entry in sorted(entries, key=lambda entry: entry.name):
-        if _is_folder(entry):
+        if is_folder(entry):
             if is_system_folder(entry.name):
                 walk.system.append(entry.path)
             else:
@@ -200,7 +216,8 @@ def _sorted_out(
     return files, folders, links
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one that can be followed."""
     with contextlib.suppress(OSError):
         return entry.is_dir()
     return False
@@ -214,6 +231,14 @@ def _why_lost(entry: os.DirEntry[str]) -> str:
         except OSError as error:
             return error_words(error)
     return ""
+
+
+def is_plain_file(path: str) -> bool:
+    """Whether it is a regular file, and no link to one."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def error_words(error: OSError) -> str:

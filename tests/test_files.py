@@ -284,12 +284,16 @@ def test_outputs_of_ours(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
     claim_outputs(str(tmp_path), ["1.map.png"])
     claim_outputs(str(tmp_path), ["1.overlay.png", "1.map.png"])
-    make(tmp_path, "1.map.png", "1.overlay.png")
+    for name in ("1.map.png", "1.overlay.png"):
+        (tmp_path / name).write_bytes(b"\x89PNG ... clipad score --maps")
     claim_outputs(str(tmp_path), ["1.map.png"])
     assert found(tmp_path) == ["1.png", "2.map.png", "legend.png"]
     paths = sorted(map(str, tmp_path.glob("1*.png")))
     photos = find_photos(paths)
     assert photos.paths == [str(tmp_path / "1.png")]
+    # A photo that has taken the place of one.
+    make(tmp_path, "1.overlay.png")
+    assert found(tmp_path) == ["1.overlay.png", "1.png", "2.map.png", "legend.png"]
     # As version 0.1.0 called them.
     make(tmp_path, "3.jpg.map.png", "3.jpg.overlay.png", "3.overlay.png")
     assert "3.jpg.map.png" not in found(tmp_path)

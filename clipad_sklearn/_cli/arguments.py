@@ -620,6 +620,8 @@ def _check_method(given: dict[str, Any]) -> None:
         raise UsageError(
             "--method sdp-plus requires --layers, and --layers is for sdp-plus only"
         )
+    if "layers" in given and not os.path.isfile(given["layers"]):
+        raise UsageError(f"--layers {given['layers']}: is not a file")
     if "tiles" in given and method == "sdp-plus":
         raise UsageError("--tiles cannot be combined with --method sdp-plus")
     if "ignore" in given:

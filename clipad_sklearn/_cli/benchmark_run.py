@@ -20,7 +20,7 @@ from sklearn.utils import Bunch
 from .. import metrics
 from .._clip.settings import OpenCLIP
 from .._detectors.calibration import calibrate_threshold
-from .._files import UNFINISHED, parsed_json
+from .._files import UNFINISHED, is_folder, parsed_json
 from .._images import image_size
 from .._masks import mask_pixels, resized_mask
 from .._prompts import check_prompts, random_word_prompts
@@ -77,7 +77,7 @@ def _folders(root: str) -> list[str]:
     return sorted(
         entry.name
         for entry in os.scandir(root)
-        if entry.is_dir()
+        if is_folder(entry)
         and not entry.name.startswith((".", "split_csv"))
         and not _is_benchmark(entry.path)
     )

@@ -220,7 +220,9 @@ def _load(path: str) -> Any:
         detector = joblib.load(path)
     except Exception as error:
         # What joblib says of a file of another kind is the number of a byte.
-        reason = "" if isinstance(error, LookupError) else f": {error}"
+        reason = (
+            "" if isinstance(error, LookupError) or not str(error) else f": {error}"
+        )
         raise UsageError(f"--load {path}: is not a file of --save{reason}") from error
     try:
         check_detector(detector)

@@ -8,13 +8,20 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .._decoding import MADE_HERE
 from .._detectors.regions import REGION_FIELDS, anomaly_regions
-from .._files import claim_outputs, read_bytes
+from .._files import (
+    MADE_HERE,
+    OUTPUT_LIST,
+    claim_outputs,
+    error_words,
+    is_plain_file,
+    read_bytes,
+)
 from .._images import open_image
 from .output import UsageError, as_usage_error, writing
 from .table import REGION_COLUMNS, region_rows, write_csv
@@ -42,7 +49,7 @@ def check_map_folder(folder: str, paths: Sequence[str], map_format: str) -> None
         reason = error.strerror or str(error)
         raise UsageError(f"--maps {folder}: {reason}") from error
     except OSError as error:
-        raise UsageError(f"--maps {folder}: {error.strerror}") from error
+        raise UsageError(f"--maps {folder}: {error_words(error)}") from error
 
 
 @dataclass
@@ -125,15 +132,29 @@ def _claim(folder: str, targets: Sequence[str], map_format: str) -> None:
         written = [f"{name}.map.{map_format}", f"{name}.overlay.png"]
         names.setdefault(parent, []).extend(written)
     for parent, listed in names.items():
+        _check_no_link(folder, parent)
         os.makedirs(parent, exist_ok=True)
-        claim_outputs(parent, listed)
-        for name in listed:
+        for name in (OUTPUT_LIST, *listed):
             path = os.path.join(parent, name)
             if os.path.isdir(path):
                 raise UsageError(f"--maps: {path} is a folder")
+            if os.path.lexists(path) and not is_plain_file(path):
+                raise UsageError(f"--maps: {path} is a link, a pipe or a device")
+        claim_outputs(parent, listed)
+        for name in listed:
+            path = os.path.join(parent, name)
             if os.path.exists(path) and not _is_made_here(path):
                 # In the place of one that was deleted.
                 raise FileExistsError(f"{path} is there and was not written by clipad")
+
+
+def _check_no_link(folder: str, parent: str) -> None:
+    """Check that what lies below a folder is not somewhere else."""
+    way = folder
+    for part in Path(os.path.relpath(parent, folder)).parts:
+        way = os.path.join(way, part)
+        if os.path.islink(way):
+            raise UsageError(f"--maps: {way} is a link to somewhere else")
 
 
 def _is_made_here(path: str) -> bool:
@@ -143,7 +164,7 @@ def _is_made_here(path: str) -> bool:
     if path.endswith(".png"):
         return MADE_HERE.encode() in head
     if path.endswith(".npy"):
-        return head.startswith(b"\x93NUMPY")
+        return head.startswith(b"\x93NUMPY") and b"'<f4'" in head
     return ",".join(f'"{name}"' for name in REGION_COLUMNS).encode() in head
 
 

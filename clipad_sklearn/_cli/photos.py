@@ -36,9 +36,18 @@ def find_photos(arguments: Sequence[str]) -> Photos:
         for path in walk.images:
             found.setdefault(os.path.normcase(os.path.realpath(path)), path)
     paths = list(found.values())
-    if not any(os.path.exists(path) for path in paths):
+    if all(map(_is_absent, paths)):
         raise UsageError("; ".join(["no image found: " + ", ".join(arguments), *notes]))
     return Photos(paths, notes, n_unreadable)
+
+
+def _is_absent(path: str) -> bool:
+    """Whether nothing has that name; what may not be read is there."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return isinstance(error, (FileNotFoundError, NotADirectoryError))
+    return False
 
 
 def _expand(argument: str, outputs: _Outputs) -> Walk:
@@ -85,8 +94,8 @@ def _named(paths: Sequence[str], outputs: _Outputs) -> Walk:
     """Sort out files that were named one by one."""
     walk = Walk()
     for path in paths:
-        folder, name = os.path.split(path)
-        found = walk.outputs if is_output(name, outputs[folder]) else walk.images
+        folder = os.path.dirname(path)
+        found = walk.outputs if is_output(path, outputs[folder]) else walk.images
         found.append(path)
     return walk
 

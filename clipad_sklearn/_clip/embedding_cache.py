@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import os
 import sqlite3
-import stat
 import threading
 import time
 import warnings
@@ -20,6 +19,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .._files import is_plain_file
 from .._fork import at_fork
 
 Embedding: TypeAlias = NDArray[np.float32]
@@ -420,7 +420,7 @@ class FolderCache:
             self.close()  # somebody removed or replaced the file
         if self._connection is None:
             os.makedirs(self.folder, exist_ok=True)
-            if os.path.lexists(self.path) and not _is_plain_file(self.path):
+            if os.path.lexists(self.path) and not is_plain_file(self.path):
                 raise OSError("it is a link, a folder or a pipe, and not a file")
             connection = sqlite3.connect(
                 self.path,
@@ -450,7 +450,7 @@ class FolderCache:
 
     def _is_ours(self, failure: Exception) -> bool:
         """Whether the file that failed, however damaged, holds what is ours only."""
-        if isinstance(failure, _NotOursError) or not _is_plain_file(self.path):
+        if isinstance(failure, _NotOursError) or not is_plain_file(self.path):
             return False
         try:
             with open(self.path, "rb") as file:
@@ -485,13 +485,6 @@ class FolderCache:
 
 class _NotOursError(sqlite3.DatabaseError):
     """The database is of something else."""
-
-
-def _is_plain_file(path: str) -> bool:
-    try:
-        return stat.S_ISREG(os.lstat(path).st_mode)
-    except OSError:
-        return False
 
 
 def _check_ours(connection: sqlite3.Connection) -> None:

@@ -410,6 +410,10 @@ class SDPPlusDetector(SDPDetector):
         from safetensors import SafetensorError, safe_open
 
         path = os.fspath(path)
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"path={path!r}: there is no such file.")
+        if os.path.isdir(path):
+            raise ValueError(f"path={path!r}: expected a file of layers, not a folder.")
         check_not_special(path)
         try:
             with safe_open(path, framework="np") as file:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from .._files import EXTENSIONS, Walk, is_system_folder, walk_files
+from .._files import EXTENSIONS, Walk, is_folder, is_system_folder, walk_files
 from .._images import list_images
 from ._tables import read_table
 
@@ -256,7 +256,8 @@ def load_sewer_ml(
             f"The annotations {name} of Sewer-ML are missing: looked for "
             f"{places[0]!r} and {places[1]!r}. {_obtain('Sewer-ML')}"
         )
-    folders = _folders_of_files(root, split)
+    walk = Walk()
+    folders = _folders_of_files(root, split, walk)
     images: list[str] = []
     seen: set[str] = set()
     defects: list[str] = []
@@ -301,10 +302,13 @@ def load_sewer_ml(
     if not header:
         _columns(header, ("Filename", "Defect"), annotations)
     if absent:
+        why = f"The copy of Sewer-ML is not complete. {_obtain('Sewer-ML')}"
+        if walk.unreadable:
+            folder, reason = walk.unreadable[0]
+            why = f"{folder!r} cannot be read: {reason}."
         raise FileNotFoundError(
             f"{absent} of {absent + len(images)} images named in {annotations!r} are "
-            f"not in {root!r}, the first is {first_absent}. The copy of Sewer-ML is "
-            f"not complete. {_obtain('Sewer-ML')}"
+            f"not in {root!r}, the first is {first_absent}. {why}"
         )
     if not images:
         raise ValueError(f"{annotations!r} names no image.")
@@ -378,6 +382,7 @@ def load_image_folder(
     category = os.path.basename(os.path.abspath(root))
     rows: list[_Row] = []
     missing: list[str] = []
+    used: dict[str, str] = {}  # mask -> its image
     masks_of: dict[str, dict[str, str]] = {}
     inside = None if masks is None else os.path.realpath(masks)
     is_inside: dict[str, bool] = {}  # by folder
@@ -407,6 +412,8 @@ def load_image_folder(
             mask = _mask_of(masks_of[mask_folder], path)
             if mask is None:
                 missing.append(path)
+            else:
+                _check_used_once(used, mask, path)
         rows.append((path, kind, mask, category))
     if missing:
         raise FileNotFoundError(
@@ -444,11 +451,8 @@ def _rows_of_category(root: str, name: str, split: str, data_set: str) -> list[_
             mask = _mask_of(masks, path)
             if mask is None:
                 missing.append(path)
-            elif (other := used.setdefault(mask, path)) != path:
-                raise ValueError(
-                    f"{other!r} and {path!r} would have the same mask, {mask!r}: give "
-                    "images of one kind different names."
-                )
+            else:
+                _check_used_once(used, mask, path)
             rows.append((path, kind, mask, name))
     if missing:
         raise FileNotFoundError(
@@ -463,6 +467,15 @@ def _rows_of_category(root: str, name: str, split: str, data_set: str) -> list[_
             f"in its folders. {_obtain(data_set)}"
         )
     return rows
+
+
+def _check_used_once(used: dict[str, str], mask: str, path: str) -> None:
+    other = used.setdefault(mask, path)
+    if other != path:
+        raise ValueError(
+            f"{other!r} and {path!r} would have the same mask, {mask!r}: give images "
+            "of one kind different names."
+        )
 
 
 def _mask_of(names: dict[str, str], image: str) -> str | None:
@@ -583,19 +596,19 @@ def _folders(root: str) -> list[str]:
         return sorted(
             entry.name
             for entry in entries
-            if entry.is_dir() and not is_system_folder(entry.name)
+            if is_folder(entry) and not is_system_folder(entry.name)
         )
 
 
 def _files(folder: str) -> set[str]:
     with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if not entry.is_dir()}
+        return {entry.name for entry in entries if not is_folder(entry)}
 
 
-def _folders_of_files(root: str, split: str) -> dict[str, str]:
+def _folders_of_files(root: str, split: str, walk: Walk) -> dict[str, str]:
     """Return the folder of each file below `root`, by the name of the file."""
     folders: dict[str, str] = {}
-    for parent, names in walk_files(root, Walk()):
+    for parent, names in walk_files(root, walk):
         if split in os.path.relpath(parent, root).lower():
             folders.update(dict.fromkeys(names, parent))
         else:

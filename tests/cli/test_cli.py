@@ -591,6 +591,9 @@ def test_a_saved_threshold_is_kept(folder: Path, tmp_path: Path, capsys) -> None
 # -- errors --------------------------------------------------------------------
 
 
+PLUS = ["--method", "sdp-plus"]
+
+
 def words(anomalous: str) -> list[str]:
     return ["--normal", "clean {}", "--anomalous", anomalous]
 
@@ -644,6 +647,8 @@ def words(anomalous: str) -> list[str]:
         (["score", "few", "--batch-size", "1" + 400 * "0"], "is not in .1, 2147483647"),
         (["demo", "--n", "1" + 400 * "0"], "is not in"),
         (["score", "few", *words("bad.txt")], "--anomalous bad.txt: there is no such"),
+        (["score", "few", *PLUS, "--layers", "few"], "--layers few: is not a file"),
+        (["score", "few", *PLUS, "--layers", "gone"], "--layers gone: is not a file"),
         (["score", "few", *words("~/bad.lst")], "--anomalous ~/bad.lst: there is no"),
         (["score", "few", *words("./bad")], "--anomalous ./bad: there is no such"),
         (
@@ -680,6 +685,7 @@ def test_wrong_usage(arguments: list[str], message: str, few, monkeypatch, capsy
         (["score", "few", *TINY, "--device", "abacus"], "device='abacus'"),
         (["score", "few", "--load", "few/0.png"], "is not a file of --save"),
         (["score", "few", "--load", "nowhere"], "there is no such file"),
+        (["score", "few", "--load", "empty.joblib"], "is not a file of --save\n"),
         (["score", "few", *TINY, "--shift-test"], "there are none in this detector"),
         (["score", "few", "--load", "list.joblib"], "found list, which has"),
         (["score", "few", "--load", "unfitted.joblib"], "not fitted"),
@@ -696,6 +702,7 @@ def test_what_the_user_can_put_right(
     monkeypatch.chdir(few.parent)
     Path("empty").mkdir()
     joblib.dump([1], "list.joblib")
+    Path("empty.joblib").touch()
     detector = make_pipeline(CLIPImageEncoder("tiny"), PromptDetector("tiny"))
     joblib.dump(detector, "unfitted.joblib")
     before = sorted(os.walk("."))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,44 @@ def test_each_photo_has_files_of_its_own(tmp_path: Path) -> None:
             written = np.asarray(image) / 65535
         expected = detector.anomaly_maps([photos / name])[0]
         np.testing.assert_allclose(written, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("place", "kind", "message"),
+    [
+        ("a/1.map.png", "link", "is a link, a pipe or a device"),
+        ("a/1.overlay.png", "dangling", "is a link, a pipe or a device"),
+        ("a/1.map.png", "pipe", "is a link, a pipe or a device"),
+        ("legend.png", "pipe", "is a link, a pipe or a device"),
+        ("a/.clipad-outputs.json", "link", "is a link, a pipe or a device"),
+        ("a", "folder", "is a link to somewhere else"),
+    ],
+)
+def test_maps_are_not_written_through_links(
+    place: str, kind: str, message: str, tmp_path: Path, capsys: Any
+) -> None:
+    for name in ("a/1.png", "b/2.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        Image.new("L", (32, 32), 99).save(tmp_path / "photos" / name)
+    other, at = tmp_path / "other", tmp_path / "maps" / place
+    at.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(at)
+    else:
+        if kind == "folder":
+            other.mkdir()
+        elif kind == "link":
+            other.write_text("[]")
+        at.symlink_to(other)
+    options = ["--method", "sdp", "--maps", str(tmp_path / "maps")]
+    assert main(["score", str(tmp_path / "photos"), "--clip", "tiny", *options]) == 2
+    assert f"{at} {message}" in capsys.readouterr().err
+    if kind == "folder":
+        assert not list(other.iterdir())
+    elif kind == "link":
+        assert other.read_text() == "[]"
+    else:
+        assert not other.exists()
 
 
 @pytest.mark.parametrize("map_format", ["png", "npy"])
@@ -282,8 +321,9 @@ def test_errors_while_running(
     assert "--maps" in capsys.readouterr().err
     missing = str(tmp_path / "missing")
     plus = ["score", str(tree), "--clip", "tiny", "--method", "sdp+"]
-    assert main([*plus, "--layers", missing]) == 2
-    assert "missing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*plus, "--layers", missing])
+    assert "missing: is not a file" in capsys.readouterr().err
 
 
 def test_what_was_written_is_no_photo_and_what_was_not_is_kept(

@@ -318,3 +318,25 @@ def test_masks_fit_detectors_and_metrics(visa: Path) -> None:
         data.images, maps, masks=data.frame["mask"]
     )
     assert display.masks[data.masks.index(None)] is None
+
+
+def test_links_that_lead_nowhere(mvtec: Path, visa: Path, sewer: Path) -> None:
+    """One among the data is no reason to end."""
+    for folder in (mvtec, mvtec / "wood" / "test", visa, sewer):
+        (folder / "loop").symlink_to("loop")
+        (folder / "gone").symlink_to("nowhere")
+    assert len(load_mvtec_ad(mvtec, "wood").images) == 8
+    assert len(load_mvtec_ad(mvtec).images) > 8
+    load_visa(visa)
+    load_sewer_ml(sewer)
+    remove("val00", "00000000.png")(sewer)
+    with pytest.raises(FileNotFoundError, match=r"'.*' cannot be read: "):
+        load_sewer_ml(sewer)
+
+
+def test_an_image_folder_with_one_mask_for_two(mvtec: Path) -> None:
+    test, masks = mvtec / "wood" / "test", mvtec / "wood" / "ground_truth"
+    first = next((test / "hole").glob("*.png"))
+    shutil.copy(first, first.with_suffix(".jpg"))
+    with pytest.raises(ValueError, match="would have the same mask"):
+        load_image_folder(test, mask_folder=masks)
