@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from . import metrics
 from ._clip.encoding import encode_images
 from ._clip.image_encoder import CLIPImageEncoder
+from ._clip.kept_model import check_same_clip
 from ._clip.read_once import given, groups
 from ._clip.settings import OpenCLIP, check_clip
 from ._detectors.base import BaseDetector
@@ -141,6 +142,7 @@ def _score_embedded(
 ) -> tuple[np.ndarray, np.ndarray, Failures]:
     clip = check_clip(detector[0].clip)
     embeddings, failures = encode_images(clip, images, "nan")
+    check_same_clip(detector[0], clip)
     failures = _with_not_a_number(embeddings, images, failures)
     readable = np.isfinite(embeddings).all(axis=1)
     scores = np.full(len(embeddings), np.nan)

@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
 
+from .kept_model import check_same_clip, fingerprint_without_loading
 from .models import n_features
 from .settings import OpenCLIP, check_clip
 
@@ -50,7 +51,9 @@ class CLIPImageEncoder(TransformerMixin, BaseEstimator):
     -----
     Nothing is learned: `fit` does nothing, and ``X=None`` passes through `transform`
     unchanged, so that a Pipeline of encoder and detector can be fitted without
-    images.
+    images. `fit_transform`, which a Pipeline calls, notes the weights and
+    preprocessing, and `transform` refuses others from then on: what stands behind the
+    encoder has learned from its embeddings.
 
     Examples
     --------
@@ -105,11 +108,15 @@ class CLIPImageEncoder(TransformerMixin, BaseEstimator):
         ImageReadError
             If images cannot be read and ``on_error="raise"``.
         ValueError
-            If `X` is empty or a lone image.
+            If `X` is empty or a lone image, or `fit_transform` has seen other weights
+            or another preprocessing.
         WeightsNotFound
             If the weights cannot be found or downloaded.
         """
-        return check_clip(self.clip).encode_image(X, on_error=self.on_error)
+        clip = check_clip(self.clip)
+        embeddings = clip.encode_image(X, on_error=self.on_error)
+        check_same_clip(self, clip)
+        return embeddings
 
     def fit_transform(self, X: Any = None, y: Any = None) -> np.ndarray:
         """Encode images, as `transform` does.
@@ -126,7 +133,12 @@ class CLIPImageEncoder(TransformerMixin, BaseEstimator):
         ndarray of shape (n_images, n_features), dtype float32
             L2-normalised rows.
         """
-        return self.fit(X).transform(X)
+        self.__dict__.pop("clip_fingerprint_", None)  # of an earlier fit
+        embeddings: np.ndarray = self.fit(X).transform(X)
+        fingerprint = fingerprint_without_loading(check_clip(self.clip))
+        if fingerprint is not None:
+            self.clip_fingerprint_ = fingerprint
+        return embeddings
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return the names of the features.

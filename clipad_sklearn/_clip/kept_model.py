@@ -11,9 +11,10 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .loaded_model import LoadedModel
     from .settings import OpenCLIP
 
+# Another where names or fingerprints are made otherwise.
+_LAYOUT = 2
 _GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 
 
@@ -105,6 +108,25 @@ def fingerprint_without_loading(clip: OpenCLIP) -> str | None:
     return None if names is None else names.fingerprint
 
 
+def check_same_clip(estimator: Any, clip: OpenCLIP, *, warn: bool = False) -> None:
+    """Raise, or warn, if a CLIP is another than the one noted when fitting.
+
+    What was fitted by 0.1.0, or without a CLIP, has noted none.
+    """
+    known = getattr(estimator, "clip_fingerprint_", None)
+    if known is None or fingerprint_without_loading(clip) in (None, known):
+        return
+    message = (
+        f"This {type(estimator).__name__} was fitted with other weights or "
+        f"preprocessing than clip={estimator.clip!r} has now, so its scores and "
+        "threshold mean nothing. Fit it again, or bring the CLIP back that it was "
+        "fitted with."
+    )
+    if not warn:
+        raise ValueError(message)
+    warnings.warn(message, UserWarning, stacklevel=5)
+
+
 def packed(content: bytes) -> np.ndarray:
     """Return bytes as an entry of a cache."""
     whole = len(content).to_bytes(8, "little") + content
@@ -125,6 +147,7 @@ def _key(kind: type, clip: OpenCLIP) -> str | None:
         return None
     settings = [
         kind.__name__,
+        _LAYOUT,
         *(field.name for field in fields(kind)),
         __version__,
         *(importlib.metadata.version(name) for name in ("torch", "open_clip_torch")),

@@ -118,8 +118,23 @@ class LoadedModel:
         """Hash of weights and preprocessing that outlives versions of torch."""
         digest = self._state_digest.copy()
         mean, std = (tuple(map(float, self.preprocess_cfg[k])) for k in ("mean", "std"))
-        digest.update(f"{self.input_size} {mean} {std} {resize}".encode())
+        how = f"{resize} {self.preprocess_cfg.get('interpolation', 'bicubic')}"
+        digest.update(f"{self.input_size} {mean} {std} {how}{self._structure}".encode())
         return str(digest.hexdigest())
+
+    @functools.cached_property
+    def _structure(self) -> str:
+        """What decides embeddings beside the weights, in names that hardly change."""
+        found: set[str] = set()
+        for module in self.model.modules():
+            kind = type(module).__name__
+            if kind.lower().endswith(("elu", "silu")):
+                found.add(kind)
+            for name in ("num_heads", "pool_type", "text_pool_type", "global_pool"):
+                value = getattr(module, name, None)
+                if isinstance(value, (int, str)):
+                    found.add(f"{name}={value}")
+        return " ".join(sorted(found))
 
     @functools.cached_property
     def text_identity(self) -> str:

@@ -17,7 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .. import metrics
-from .._clip.kept_model import fingerprint_without_loading
+from .._clip.kept_model import check_same_clip, fingerprint_without_loading
 from .._clip.settings import check_clip
 from .._promises import floor_count
 from .._validation import check_parameters
@@ -63,21 +63,9 @@ class BaseDetector(OutlierMixin, BaseEstimator):
 
         Only warn where neither the detector nor its threshold learned anything.
         """
-        known = getattr(self, "clip_fingerprint_", None)
-        if known is None:  # fitted by 0.1.0, or without a CLIP
-            return
-        clip: Any = self.clip
-        if fingerprint_without_loading(check_clip(clip)) in (None, known):
-            return
-        message = (
-            f"This {type(self).__name__} was fitted with other weights or "
-            f"preprocessing than clip={clip!r} has now, so its scores and threshold "
-            "mean nothing. Fit it again, or bring the CLIP back that it was fitted "
-            "with."
-        )
-        if self._learns or not is_uncalibrated(self):
-            raise ValueError(message)
-        warnings.warn(message, UserWarning, stacklevel=4)
+        if hasattr(self, "clip"):
+            can_do = not self._learns and is_uncalibrated(self)
+            check_same_clip(self, check_clip(self.clip), warn=can_do)
 
     def _verdicts(self, decision: np.ndarray) -> np.ndarray:
         verdicts = np.where(decision >= 0, 1, -1)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from sklearn.base import clone
+from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import OneClassSVM
 
 import clipad_sklearn
 from clipad_sklearn import (
@@ -67,18 +72,22 @@ def _fitted(kind: str, clip: str, photos: list[np.ndarray]) -> Any:
             reference, max_false_alarm=0.3, random_state=0
         ),
         "prompt": make_pipeline(encoder, PromptDetector(clip)),
+        "other clip": make_pipeline(encoder, PromptDetector("tiny")),
+        "outlier": make_pipeline(encoder, OneClassSVM()),
+        "scaled": make_pipeline(encoder, StandardScaler(), IsolationForest(n_estimators=5, random_state=0)),
         "random word": make_pipeline(encoder, words),
     }
     if kind == "sdp+":
         masks = [None, np.eye(*photos[1].shape[:2], dtype=bool)]
         return SDPPlusDetector(clip, n_epochs=1).fit(photos[:2], masks)
-    return of_images[kind].fit(photos[4:])
+    return of_images[kind].fit(None if kind == "prompt" else photos[4:])
 
 
 NEED_NO_CLIP = {("winclip", "is_reference"), ("thinned", "partial_fit")}
 KINDS = [
     "prompt", "random word", "winclip", "winclip+", "sdp", "sdp+", "reference",
-    "thinned", "tiled", "tiled reference", "fusion", "calibrated",
+    "thinned", "tiled", "tiled reference", "fusion", "calibrated", "other clip",
+    "outlier", "scaled",
 ]  # fmt: skip
 
 
@@ -166,6 +175,31 @@ def test_layers_that_were_loaded(
 
 @pytest.mark.filterwarnings("ignore:This PromptDetector")
 @pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        ("preprocess_cfg", "interpolation", "bilinear"),
+        ("model_cfg", "quick_gelu", True),
+        ("vision_cfg", "head_width", 32),
+        ("vision_cfg", "pool_type", "avg"),
+    ],
+)
+def test_another_model_of_the_same_weights(
+    place: str, name: str, value: Any, folder: Path, photos: list[np.ndarray]
+) -> None:
+    detectors = [_fitted(k, str(folder), photos) for k in ("reference", "outlier")]
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    inner = config if place in config else config["model_cfg"]
+    assert inner[place].get(name) != value
+    inner[place][name] = value
+    path.write_text(json.dumps(config))
+    for detector in detectors:
+        with pytest.raises(ValueError, match=MESSAGE):
+            detector.predict(photos[:2])
+
+
+@pytest.mark.filterwarnings("ignore:This PromptDetector")
+@pytest.mark.parametrize(
     "settings", [{"image_size": 224}, {"resize": "crop"}, {"image_size": (112, 56)}]
 )
 def test_other_preprocessing(
@@ -183,8 +217,11 @@ def test_the_command_says_so(
     folder: Path, photo_files: list[str], tmp_path: Path, capsys: Any
 ) -> None:
     saved = str(tmp_path / "detector.joblib")
+    outliers = make_pipeline(CLIPImageEncoder(str(folder)), OneClassSVM())
+    joblib.dump(outliers.fit(photo_files), tmp_path / "outliers.joblib")
     arguments = ["--method", "prompt", "--contamination", "0.2", "--save", saved]
     assert main(["score", *photo_files, "--clip", str(folder), *arguments]) == 0
     _replace_weights(folder, "text_projection")
-    assert main(["score", *photo_files, "--load", saved]) == 2
-    assert MESSAGE in capsys.readouterr().err
+    for path in (saved, str(tmp_path / "outliers.joblib")):
+        assert main(["score", *photo_files, "--load", path]) == 2
+        assert MESSAGE in capsys.readouterr().err
