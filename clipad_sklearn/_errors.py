@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """Escape what a terminal would obey or cannot show."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 class ImageReadError(ValueError):
     """One or several images could not be read.
 
@@ -34,7 +42,10 @@ class ImageReadError(ValueError):
             if len(failures) == 1
             else f"{len(failures)} images could not be read"
         )
-        lines = (f"  {index}: {name}: {reason}" for index, name, reason in failures)
+        lines = (
+            f"  {index}: {printable(name)}: {printable(reason)}"
+            for index, name, reason in failures
+        )
         super().__init__("\n".join([f"{count}:", *lines]))
 
     def __reduce__(self) -> tuple[type, tuple[list[tuple[int, str, str]]]]:

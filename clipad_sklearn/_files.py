@@ -170,7 +170,7 @@ def claim_outputs(folder: str, names: Iterable[str]) -> None:
             raise FileExistsError(f"{path} is there and was not written by clipad")
     if not names <= known:
         with (
-            replacing(os.path.join(folder, OUTPUT_LIST)) as temporary,
+            replacing(os.path.join(folder, OUTPUT_LIST), is_ours=True) as temporary,
             open(temporary, "w", encoding="ascii") as file,
         ):
             json.dump(sorted(names | known), file)
@@ -401,10 +401,18 @@ _unfinished: set[str] = set()
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], prefix: str = UNFINISHED) -> Iterator[str]:
-    """Give the name of a file that takes the place of `path` when it is complete."""
-    target = os.path.realpath(os.fspath(path))
-    check_replaceable(target)
+def replacing(
+    path: str | os.PathLike[str], prefix: str = UNFINISHED, *, is_ours: bool = False
+) -> Iterator[str]:
+    """Give the name of a file that takes the place of `path` when it is complete.
+
+    A link that the user names stands for what it leads to; where the name `is_ours`,
+    nobody asked for a link, and it is replaced itself.
+    """
+    target = os.fspath(path)
+    if not (is_ours and os.path.islink(target)):
+        target = os.path.realpath(target)
+        check_replaceable(target)
     temporary = new_file(os.path.dirname(target), prefix)
     try:
         yield temporary
@@ -440,6 +448,13 @@ def new_file(folder: str, prefix: str) -> str:
         except OSError:
             _unfinished.discard(path)
             raise
+
+
+def check_can_write(folder: str) -> None:
+    """Raise OSError if no file can be made in a folder."""
+    path = new_file(folder, UNFINISHED)
+    os.unlink(path)
+    _unfinished.discard(path)
 
 
 def remove_unfinished() -> None:

@@ -22,7 +22,7 @@ from sklearn.utils import Bunch
 from ._clip.models import load
 from ._detectors.base import BaseDetector, warn_if_one_sided
 from ._detectors.class_names import last_step
-from ._files import UNFINISHED, parsed_json, replacing
+from ._files import UNFINISHED, check_not_special, parsed_json, replacing
 from ._images import check_images
 from ._score_rows import (
     SCORE_COLUMNS,
@@ -174,7 +174,7 @@ def score_images(
             f"partition_size={partition_size!r}: expected an integer >= 1."
         )
     _check_packages(client)
-    folder = os.path.abspath(os.fspath(out))
+    folder = os.path.abspath(os.path.expanduser(os.fspath(out)))
     starts = range(0, len(paths), int(partition_size))
     directory = os.getcwd()
     manifest = {
@@ -278,8 +278,7 @@ class _Job:
 def _check_folder(folder: str, manifest: dict[str, Any]) -> bool:
     """Check that `folder` is free or this job's; return whether it is claimed."""
     try:
-        with open(os.path.join(folder, _MANIFEST), encoding="utf-8") as file:
-            found = parsed_json(file.read())
+        found = _manifest_in(folder)
         if not isinstance(found, dict):
             raise ValueError
     except FileNotFoundError:
@@ -295,7 +294,7 @@ def _check_folder(folder: str, manifest: dict[str, Any]) -> bool:
         return False
     except NotADirectoryError:
         raise ValueError(f"{folder} is a file; pass a folder as `out`") from None
-    except ValueError:
+    except (ValueError, IsADirectoryError):
         raise ValueError(
             f"{folder}: {_MANIFEST} is damaged, so nobody knows what the other "
             "files belong to; delete the folder, or pass another `out`"
@@ -313,6 +312,13 @@ def _check_folder(folder: str, manifest: dict[str, Any]) -> bool:
             "delete the folder"
         )
     return True
+
+
+def _manifest_in(folder: str) -> Any:
+    path = os.path.join(folder, _MANIFEST)
+    check_not_special(path)  # which would be waited for
+    with open(path, encoding="utf-8") as file:
+        return parsed_json(file.read())
 
 
 def _differences(found: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
@@ -357,8 +363,7 @@ def _check_claimed(job: _Job) -> None:
     """
     path = os.path.join(job.folder, _MANIFEST)
     try:
-        with open(path, encoding="utf-8") as file:
-            found = parsed_json(file.read()).get("job")
+        found = _manifest_in(job.folder).get("job")
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is not there on {socket.gethostname()}: `out` has to be a folder "
@@ -516,7 +521,7 @@ def _write(target: str, content: bytes, digest: str) -> None:
     """Write a file of a job in one go."""
     # Processes of several machines may write the same partition.
     with (
-        replacing(target, _temporary(digest)) as temporary,
+        replacing(target, _temporary(digest), is_ours=True) as temporary,
         open(temporary, "wb") as file,
     ):
         file.write(content)

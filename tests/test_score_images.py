@@ -838,6 +838,7 @@ def test_command(
     rows = pandas.read_parquet(tmp_path / "more")
     assert set(rows["threshold"].dropna()) == {1.0}
     assert rows["error"].iloc[-1] == "the file is empty"
+    assert f"not read: {bad}: the file is empty\n" in said
 
 
 def test_command_on_this_machine(
@@ -873,9 +874,39 @@ def test_modules_among_the_photos(
     monkeypatch.setattr(sys, "version_info", (3, 10, 0))
     with (
         pytest.raises(UsageError, match=r"Python 3\.10.*holds json, struct\.py"),
-        score_command._safe_path(),
+        score_command._environment_of_workers(),
     ):
         pass
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling"])
+def test_parts_are_not_written_through_links(
+    kind: str, detector: Pipeline, photos: list[str], tmp_path: Path
+) -> None:
+    out, other = tmp_path / "scores", tmp_path / "other"
+    score_images(detector, photos, out=out, partition_size=12)
+    if kind == "link":
+        other.write_text("somebody's own")
+    part = out / "part-00000001.parquet"
+    part.unlink()
+    part.symlink_to(other)
+    score_images(detector, photos, out=out, partition_size=12)
+    assert part.is_file()
+    assert not part.is_symlink()
+    assert other.exists() == (kind == "link")
+    check_rows(out, detector, photos)
+
+
+def test_a_manifest_that_is_no_file(
+    detector: Pipeline, photos: list[str], tmp_path: Path
+) -> None:
+    """A pipe would be waited for, for ever."""
+    for kind in (os.mkfifo, os.mkdir):
+        out = tmp_path / kind.__name__
+        out.mkdir()
+        kind(out / "_manifest.json")
+        with pytest.raises(ValueError, match=r"_manifest\.json is damaged"):
+            score_images(detector, photos, out=out)
 
 
 def test_options_in_messages() -> None:
@@ -924,6 +955,9 @@ def test_the_address_of_something_else(
         ("nowhere", "nowhere"),
         ("abacus://127.0.0.1:1", "abacus"),
         ("tcp://127.0.0.1:1", "tcp://127.0.0.1:1"),
+        ("LOCAL", "expected local, or the address of a running scheduler"),
+        ("inproc://x", "expected local, or the address of a running scheduler"),
+        ("tcp://\udce4:1", "expected local, or the address of a running scheduler"),
     ],
 )
 def test_no_scheduler_there(
@@ -936,5 +970,6 @@ def test_no_scheduler_there(
         assert main(["score", photos[0], "--dask", address, "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert message in error
+    assert "clipad: error: --dask " in error
     assert "Traceback" not in error
     assert not out.exists()

@@ -32,6 +32,7 @@ exit status:
 """
 # What a file of words is called; words themselves hardly end so.
 _WORD_FILES = (".txt", ".csv", ".tsv", ".lst", ".list", ".md", ".json")
+_MOST = 10_000  # tiles of a photo, or words of a prompt
 _SHOTS = (1, 4, 16)
 _SCORERS = ("random-word", "prompt", "fusion")
 
@@ -982,8 +983,10 @@ def _grid(text: str) -> tuple[int, int]:
         first, second = (int(part) for part in text.lower().split("x"))
     except ValueError:
         first = second = 0
-    if min(first, second) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a form such as 3x4")
+    if min(first, second) < 1 or first * second > _MOST:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a form such as 3x4, at most {_MOST:,} tiles"
+        )
     return first, second
 
 
@@ -994,8 +997,10 @@ def _range(text: str) -> tuple[int, int]:
         low, high = int(first), int(second if dash else first)
     except ValueError:
         low, high = 1, 0
-    if not 0 <= low <= high:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a form such as 1-5")
+    if not 0 <= low <= high <= _MOST:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a form such as 1-5, at most {_MOST:,}"
+        )
     return low, high
 
 

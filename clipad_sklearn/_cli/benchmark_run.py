@@ -20,7 +20,7 @@ from sklearn.utils import Bunch
 from .. import metrics
 from .._clip.settings import OpenCLIP
 from .._detectors.calibration import calibrate_threshold
-from .._files import UNFINISHED, is_folder, parsed_json
+from .._files import UNFINISHED, error_words, is_folder, parsed_json, read_bytes
 from .._images import image_size
 from .._masks import mask_pixels, resized_mask
 from .._prompts import check_prompts, random_word_prompts
@@ -452,15 +452,15 @@ def _part(
 def _settings_of(out: Path) -> dict[str, Any] | None:
     """Return what a folder of an earlier run says of itself; None for a new folder."""
     path = out / "settings.json"
-    if path.exists():
+    if os.path.lexists(path):
         try:
-            found: dict[str, Any] = parsed_json(path.read_text())
+            found: dict[str, Any] = parsed_json(read_bytes(str(path)))
             {**found["settings"]}["methods"], found["settings"]["categories"]
-        except (ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError):
             raise UsageError(f"{path}: was not written by `clipad benchmark`") from None
         return found
     # A run that was killed may have left what it had not finished.
-    if out.exists() and not (
+    if os.path.lexists(out) and not (
         out.is_dir() and all(path.name.startswith(UNFINISHED) for path in out.iterdir())
     ):
         raise UsageError(f"{out}: is not empty and holds no benchmark")
@@ -491,14 +491,17 @@ def _claim(out: Path, described: dict[str, Any]) -> None:
             + "; name another folder with --out"
         )
     # In this order, so that a run that is killed between them can be resumed.
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: {error_words(error)}") from error
     _write(out / "settings.json", described)
     (out / "parts").mkdir(exist_ok=True)
 
 
 def _finished(path: Path, fingerprint: str) -> dict[str, Any] | None:
     try:
-        part = parsed_json(path.read_text())
+        part = parsed_json(read_bytes(str(path)))
     except (OSError, ValueError):
         return None
     is_ours = isinstance(part, dict) and part.get("fingerprint") == fingerprint
@@ -519,4 +522,4 @@ def _reason(error: Exception) -> str:
 
 
 def _write(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, allow_nan=False) + "\n", is_ours=True)

@@ -17,7 +17,15 @@ from ..metrics import auroc
 from .cache import cache_folder
 from .detectors import Fitted
 from .methods import Choices, fitted_detector
-from .output import UsageError, as_usage_error, printable, say, stage, write_text
+from .output import (
+    UsageError,
+    as_usage_error,
+    printable,
+    say,
+    stage,
+    write_text,
+    writing,
+)
 from .report import MAP_SIDE, write_report
 from .table import make_rows, print_table, versions, write_rows
 
@@ -165,7 +173,11 @@ def _save(folder: Path, name: str, data: Any, written: list[str]) -> list[str]:
         text = f"{number:03d} {family} {defect}".strip().replace(" ", "_") + ".png"
         path = folder / name / ("defect" if defect else "good") / text
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
+        with (
+            writing(str(path), is_ours=True) as temporary,
+            open(temporary, "wb") as file,
+        ):
+            Image.fromarray(pixels).save(file, "PNG")
         written.append(path.relative_to(folder).as_posix())
         paths.append(str(path))
     return paths
@@ -190,4 +202,4 @@ def _prepare(folder: Path) -> None:
                 path = folder / line
                 if path.suffix == ".png" and folder.resolve() in path.resolve().parents:
                     path.unlink(missing_ok=True)
-        about.write_text(_ABOUT)
+        write_text(about, _ABOUT, is_ours=True)

@@ -35,6 +35,10 @@ from .output import (
 
 # What becomes of stdout: a full disk, a limit of sizes, a terminal that is gone.
 _OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+# Of a process that is to end, or whose terminal is gone.
+_TERMINATING = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 # From an interrupt to the end of the process, whatever it does.
 _GRACE_SECONDS = 1.2
 _BUG = "clipad: this is a bug in clipad; please report it with the traceback above"
@@ -51,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0, 1, 2, 3, 130 or 143; ``clipad --help`` says which is which.
+        0, 1, 2, 3, or 128 and the number of a signal; ``clipad --help`` says which is
+        which.
     """
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal cannot show must not end the run.
@@ -59,22 +64,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     if argv is None:
         with contextlib.suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGTERM, _terminate)
+            for number in _TERMINATING:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                    signal.signal(number, _terminate)
             _end_in_time()
     try:
         status = _run(argv)
         if argv is None:
             # All is written, and Python may take seconds to end.
             with contextlib.suppress(ValueError):
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    signal.signal(number, signal.SIG_DFL)
+                for number in (signal.SIGINT, *_TERMINATING):
+                    if signal.getsignal(number) is not signal.SIG_IGN:
+                        signal.signal(number, signal.SIG_DFL)
         return status
     except KeyboardInterrupt as interrupt:
-        terminated = bool(interrupt.args)
+        by = interrupt.args[0] if interrupt.args else signal.SIGINT
         if argv is None:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, *_TERMINATING):
                 signal.signal(number, signal.SIG_IGN)
-        status = _say_end(terminated)
+        status = _say_end(by)
         if argv is None:
             # A thread may wait for a read that never ends, and Python for it.
             os._exit(status)
@@ -101,20 +109,26 @@ def _run(argv: Sequence[str] | None) -> int:
             # What is printed as it is found, and not needed any more.
             close_output()
             return 0
+        except MemoryError as error:
+            reason = " ".join(str(error).split())
+            print_error(f"clipad: error: not enough memory {printable(reason)}".strip())
+            return 2
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _OF_OUTPUT:
-                close_output()
+                if error.filename is None:
+                    close_output()
                 print_error(f"clipad: error: {printable(str(error))}")
                 return 2
             print_error(traceback.format_exc() + _BUG)
             return 3
 
 
-def _say_end(terminated: bool) -> int:
-    """Clean up after an interrupt; return the exit status."""
+def _say_end(number: int) -> int:
+    """Clean up after a signal; return the exit status."""
     remove_unfinished()
-    print_error(f"clipad: {'terminated' if terminated else 'interrupted'}")
-    return 143 if terminated else 130
+    how = "interrupted" if number == signal.SIGINT else "terminated"
+    print_error(f"clipad: {how}")
+    return 128 + number
 
 
 def _end_in_time() -> None:
@@ -130,16 +144,16 @@ def _end_in_time() -> None:
 
     def watch() -> None:
         number = 0
-        while number not in (signal.SIGINT, signal.SIGTERM):
+        while number not in (signal.SIGINT, *_TERMINATING):
             number = os.read(reader, 1)[0]
         time.sleep(_GRACE_SECONDS)
-        os._exit(_say_end(number == signal.SIGTERM))
+        os._exit(_say_end(number))
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _terminate(*_: Any) -> None:
-    raise KeyboardInterrupt("terminated")
+def _terminate(number: int, _: Any) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def _show_warning(

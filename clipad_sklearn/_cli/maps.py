@@ -211,7 +211,7 @@ def _short(path: str) -> str:
 def _write_map(path: str, anomaly_map: np.ndarray) -> None:
     from PIL import Image
 
-    with writing(path) as temporary, open(temporary, "wb") as file:
+    with writing(path, is_ours=True) as temporary, open(temporary, "wb") as file:
         if path.endswith(".npy"):
             np.save(file, anomaly_map)
         else:
@@ -273,7 +273,7 @@ def _overlay(image: str, shade: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def _write_png(path: str, pixels: np.ndarray) -> None:
     from PIL import Image
 
-    with writing(path) as temporary, open(temporary, "wb") as file:
+    with writing(path, is_ours=True) as temporary, open(temporary, "wb") as file:
         _save(Image.fromarray(pixels), file)
 
 
@@ -304,5 +304,5 @@ def _write_legend(path: str, lowest: float, highest: float, threshold: float) ->
     )
     text = f"line: around what is above {threshold:.3f}"
     draw.text((left + 20, 77), text + (f" (here {where})" if where else ""), "black")
-    with writing(path) as temporary, open(temporary, "wb") as file:
+    with writing(path, is_ours=True) as temporary, open(temporary, "wb") as file:
         _save(legend, file)

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from .._files import check_replaceable, replacing
+from .._errors import printable
+from .._files import check_can_write, check_replaceable, error_words, replacing
 from .._progress import set_hidden
 
 
@@ -69,7 +70,8 @@ def reader_may_leave() -> Iterator[None]:
 
 def close_output() -> None:
     """Let what is still to be flushed go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):  # in a notebook it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def stage(message: str) -> None:
@@ -93,14 +95,6 @@ def per_cent_at_most(share: float) -> str:
     digits = 2 - math.floor(math.log10(100 * share)) if share > 0 else 0
     unit = 10.0 ** -min(digits, 6)
     return f"{math.ceil(100 * share / unit - 1e-9) * unit:.3g} %"
-
-
-def printable(text: str) -> str:
-    """Escape what a terminal would obey or cannot show."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
 
 
 def no_formula(text: str) -> str:
@@ -139,6 +133,8 @@ def check_writable(paths: Sequence[str], inputs: Collection[str] = ()) -> None:
             raise UsageError(f"{path}: there is no folder {folder}")
         if not os.access(folder, os.W_OK):
             raise UsageError(f"{path}: no permission to write there")
+        if os.path.exists(target) and not os.access(target, os.W_OK):
+            raise UsageError(f"{path}: is there and write-protected")
         if target in known:
             raise UsageError(
                 f"{path}: is one of the photos, or is to be written twice; name "
@@ -146,24 +142,30 @@ def check_writable(paths: Sequence[str], inputs: Collection[str] = ()) -> None:
             )
         known.add(target)
         try:
-            check_replaceable(target)
+            check_replaceable(path)  # also what /dev/stdout leads to
+            check_can_write(folder)
         except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}") from error
+            raise UsageError(f"{path}: {error_words(error)}") from error
 
 
 @contextlib.contextmanager
-def writing(path: str) -> Iterator[str]:
-    """As `replacing`, for a file that the user named."""
+def writing(path: str, *, is_ours: bool = False) -> Iterator[str]:
+    """As `replacing`, with an error that the user can fix."""
     try:
-        with replacing(path) as temporary:
+        with replacing(path, is_ours=is_ours) as temporary:
             yield temporary
     except OSError as error:
-        raise UsageError(f"{path} was not written: {error.strerror}") from error
+        raise UsageError(f"{path} was not written: {error_words(error)}") from error
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(
+    path: str | os.PathLike[str], text: str, *, is_ours: bool = False
+) -> None:
     """Write a file in one go; what is not valid Unicode becomes an escape."""
-    with writing(os.fspath(path)) as temporary, open(temporary, "wb") as file:
+    with (
+        writing(os.fspath(path), is_ours=is_ours) as temporary,
+        open(temporary, "wb") as file,
+    ):
         file.write(text.encode("utf-8", "backslashreplace"))
         file.flush()
         os.fsync(file.fileno())

@@ -114,6 +114,14 @@ def _matching(pattern: str) -> Walk:
         ends = range(1, len(names) + 1)
         return any(_match(names[:end], parts[n_plain:]) for end in ends)
 
+    def is_named(path: str) -> bool:
+        """Whether the file itself matches, and not only a folder above it."""
+        return _match(os.path.relpath(path, root).split(os.sep), parts[n_plain:])
+
+    if "." in parts[-1]:  # tried whatever the extension, as in other patterns
+        walk.images += filter(is_named, walk.others)
+        walk.others = [path for path in walk.others if not is_named(path)]
+        walk.images.sort()
     for paths in (walk.images, walk.others, walk.outputs, walk.special):
         paths[:] = [os.path.normpath(path) for path in paths if matches(path)]
     return walk

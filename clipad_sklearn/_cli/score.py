@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import sys
@@ -218,6 +219,8 @@ def _run_on_dask(
     if n_before:
         say(f"{n_before} of {done.n_partitions} partitions were already there")
     counts = n_scored, done.n_anomalous, done.n_unreadable
+    if done.n_unreadable:
+        _say_unreadable(done.folder)
     with reader_may_leave():
         _print_summary(settings, threshold, *counts)
     _say_uncalibrated(settings, threshold, *counts[:2])
@@ -250,15 +253,26 @@ def _dask_client(address: str) -> Iterator[Any]:
             '--dask needs Dask: python -m pip install "clipad-sklearn[dask]"'
         ) from error
     with contextlib.ExitStack() as stack:
-        with as_usage_error():
-            try:
-                if address == "local":
-                    stack.enter_context(_safe_path())
-                    client = _local_client(Client)
-                else:
-                    client = _connected(Client, address)
-            except RuntimeError as error:  # such as of a worker that does not start
-                raise UsageError(f"--dask {address}: {error}") from error
+        # What they log of a connection that ends, the command says in a line.
+        for name in ("distributed", "tornado.application", "asyncio"):
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
+        try:
+            if address == "local":
+                stack.enter_context(_environment_of_workers())
+                client = _local_client(Client)
+            else:
+                client = _connected(Client, address)
+        # RuntimeError: such as of a worker that does not start.
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
+            hint = ""
+            if address != "local":
+                hint = (
+                    " (expected local, or the address of a running scheduler such as "
+                    "tcp://HOST:8786)"
+                )
+            raise UsageError(f"--dask {address}: {error}{hint}") from error
         yield stack.enter_context(client)
 
 
@@ -293,31 +307,41 @@ def _local_client(client: Any) -> Any:
     with dask.config.set({trim: None}):
         # On the loopback only: nobody else has a say.
         return client(
-            threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
         )
 
 
 @contextlib.contextmanager
-def _safe_path() -> Iterator[None]:
+def _environment_of_workers() -> Iterator[None]:
     """Keep the working directory from where new processes look for modules.
 
     Photos may lie there, and a file ``struct.py`` among them. Python 3.10 looks there
-    all the same, so there must be none.
+    all the same, so there must be none. And after an interrupt nobody wants to know
+    what Python's process for semaphores had to clear away.
     """
     if sys.version_info < (3, 11) and (names := _modules_here()):
         raise UsageError(
             f"--dask local: with Python 3.10, workers look for modules in this folder, "
             f"which holds {', '.join(names[:3])}; start in another one"
         )
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
+    warned = os.environ.get("PYTHONWARNINGS", "")
+    ours = {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONWARNINGS": f"{warned},ignore:resource_tracker:UserWarning".lstrip(","),
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 # -- results -------------------------------------------------------------------
@@ -425,6 +449,17 @@ def _write_report(
         promise=threshold.promise,
         calibration_scores=getattr(fitted.last, "calibration_scores_", None),
     )
+
+
+def _say_unreadable(folder: str) -> None:
+    """Name the photos of a folder of Parquet files that could not be read."""
+    from pyarrow import parquet
+
+    rows = parquet.read_table(
+        folder, columns=["path", "error"], filters=[("error", "!=", "")]
+    )
+    for row in rows.to_pylist():
+        say(f"not read: {row['path']}: {row['error']}")
 
 
 def _say_failures(failures: Sequence[tuple[int, str, str]]) -> None:

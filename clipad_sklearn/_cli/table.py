@@ -113,11 +113,14 @@ def _write_xlsx(path: str, sheets: dict[str, _Sheet]) -> None:
     from openpyxl import Workbook
 
     book = Workbook(write_only=True)
+    # Where a disk is full, what openpyxl leaves open would be heard of later.
+    content = io.BytesIO()
     with writing(path) as temporary, open(temporary, "wb") as file:
         try:
             for title, (columns, rows) in sheets.items():
                 _fill(book.create_sheet(title), columns, rows)
-            book.save(file)
+            book.save(content)
+            file.write(content.getbuffer())
         except OSError as error:
             # Rows go to temporary files first, perhaps on another disk.
             reason = f"{error.strerror} (there, or in {tempfile.gettempdir()})"

@@ -74,7 +74,9 @@ def _fitted(kind: str, clip: str, photos: list[np.ndarray]) -> Any:
         "prompt": make_pipeline(encoder, PromptDetector(clip)),
         "other clip": make_pipeline(encoder, PromptDetector("tiny")),
         "outlier": make_pipeline(encoder, OneClassSVM()),
-        "scaled": make_pipeline(encoder, StandardScaler(), IsolationForest(n_estimators=5, random_state=0)),
+        "scaled": make_pipeline(
+            encoder, StandardScaler(), IsolationForest(n_estimators=5, random_state=0)
+        ),
         "random word": make_pipeline(encoder, words),
     }
     if kind == "sdp+":
