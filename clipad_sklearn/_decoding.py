@@ -52,6 +52,9 @@ _OTHER_KINDS = (
     (b"FOVb", "a raw photo"),
     (b"\xff\xd8\xff", "a JPEG image of a kind"),
 )
+_CONVERT = "convert it to PNG, JPEG or TIFF of 8 bits"
+# In what Pillow says when it lacks something.
+_LACKING = ("nsupported", "raw mode", "with compression")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 # What maps and overlays name as their software.
 MADE_HERE = "clipad score --maps"
@@ -184,8 +187,15 @@ def reasons(content: bytes = b"") -> Iterator[None]:
     except (ValueError, MemoryError):
         raise
     except Exception as e:
-        # Decoders raise all kinds of errors on truncated or damaged files.
-        raise ValueError(f"truncated or corrupt ({str(e) or type(e).__name__})") from e
+        # Decoders raise all kinds of errors on truncated or damaged files, and on whole
+        # ones of kinds that they lack.
+        text = str(e) or type(e).__name__
+        if any(word in text for word in _LACKING):
+            raise ValueError(
+                f"truncated or corrupt, or of a kind that is not read ({text}): "
+                f"{_CONVERT}"
+            ) from e
+        raise ValueError(f"truncated or corrupt ({text})") from e
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -268,7 +278,7 @@ def why_not_an_image(content: bytes) -> str:
     elif head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         kind = "a TIFF image of a kind"
     if kind:
-        return f"{kind} that is not read: convert it to PNG, JPEG or TIFF of 8 bits"
+        return f"{kind} that is not read: {_CONVERT}"
     return "not an image, or of an unknown format"
 
 
@@ -285,7 +295,8 @@ def open_file(content: bytes) -> Any:
     known = [name for name in _FORMATS if name in Image.OPEN]
 
     def opened(content: bytes) -> Any:
-        return Image.open(io.BytesIO(content), formats=known)
+        with _words_of_pillow():
+            return Image.open(io.BytesIO(content), formats=known)
 
     image = _first_that_works(lambda: opened(content), opened, content)
     tags = getattr(image, "tag_v2", None)
@@ -350,7 +361,8 @@ def loaded(image: Any) -> tuple[Image.Image, Traits]:
             "with interleaved channels, or with 8 bits"
         )
     _scale_transparency(image)
-    image.load()
+    with _words_of_pillow(image.info.get("compression")):
+        image.load()
     if min(image.size) == 0:
         raise ValueError("the image has no pixels")
     image = upright(image)
@@ -359,6 +371,22 @@ def loaded(image: Any) -> tuple[Image.Image, Traits]:
     if image.mode.startswith("I;16"):
         image = _as_sixteen_bits(image, tags)
     return image, traits
+
+
+@contextlib.contextmanager
+def _words_of_pillow(compression: Any = None) -> Iterator[None]:
+    """Make a ValueError of Pillow what decoders raise: its words are no reason yet."""
+    try:
+        yield
+    except ValueError as error:
+        if "closed" in str(error):  # by the caller
+            raise
+        raise OSError(str(error)) from error
+    except OSError as error:
+        # What libtiff may be built without; it only prints so.
+        if compression in ("webp", "zstd", "lzma"):
+            raise OSError(f"{error} with compression {compression}") from error
+        raise
 
 
 def _scale_transparency(image: Any) -> None:

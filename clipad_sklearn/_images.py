@@ -258,6 +258,8 @@ def _to_rgb(image: Image.Image, traits: Traits) -> Image.Image:
             pixels = np.stack([pixels, pixels, pixels, alpha], axis=2)
         return _image_from_array(pixels)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        if image.mode == "La":  # which Pillow converts to nothing else
+            image = image.convert("LA")
         image = image.convert("RGBA")
         _warn_if_dark(image, traits)
         lowest, highest = np.asarray(image.getchannel("A").getextrema()).tolist()

@@ -56,9 +56,11 @@ def tiff(
     planar: int = 1,
     sample_format: int = 1,
     width: int | None = None,
+    alpha: int = 0,
+    compression: int = 1,
 ) -> bytes:
-    """An uncompressed TIFF with one strip for each plane."""
-    n = 1 if pixels.ndim == 2 else 3
+    """A TIFF with one strip for each plane, as it says itself uncompressed."""
+    n = 1 if pixels.ndim == 2 else pixels.shape[0 if planar == 2 else 2]
     height = pixels.shape[1 if planar == 2 else 0]
     width = width or (pixels.shape[2] if planar == 2 else pixels.shape[1])
     n_strips = n if planar == 2 else 1
@@ -68,13 +70,14 @@ def tiff(
         (256, "I", [width]),
         (257, "I", [height]),
         (258, "H", [bits] * n),
-        (259, "H", [1]),
+        (259, "H", [compression]),
         (262, "H", [photometric]),
         (273, "I", [start + i * size for i in range(n_strips)]),
         (277, "H", [n]),
         (278, "I", [height]),
         (279, "I", [size] * n_strips),
         (284, "H", [planar]),
+        *([(338, "H", [alpha])] if alpha else []),
         (339, "H", [sample_format] * n),
     ]
     directory, extra = struct.pack("<H", len(tags)), b""
@@ -118,6 +121,20 @@ def test_alpha_that_is_zero_everywhere_is_none(kind: str) -> None:
         content = file(palette, transparency=bytes(256))
         expected = np.dstack([GREY] * 3)
     np.testing.assert_array_equal(opened(content), expected)
+
+
+def test_grey_that_was_multiplied_by_its_alpha() -> None:
+    """As TIFF has it, and Pillow calls "La"."""
+    alpha = np.full(GREY.shape, 255, np.uint8)
+    alpha[:, 8:] = 0
+    content = tiff(np.dstack([GREY * (alpha > 0), alpha]), bits=8, alpha=1)
+    expected = np.where(alpha > 0, GREY, 255)
+    for image in (content, Image.open(io.BytesIO(content))):
+        np.testing.assert_array_equal(opened(image), np.dstack([expected] * 3))
+    half = tiff(np.full((12, 16, 2), 64, np.uint8), bits=8, alpha=1)
+    np.testing.assert_allclose(opened(half), 64 + 255 - 64, atol=1)
+    mask = np.dstack([MASK, MASK]) * np.uint8(255)
+    np.testing.assert_array_equal(mask_pixels(tiff(mask, bits=8, alpha=1)), MASK)
 
 
 def test_alpha_that_says_something_lies_on_white() -> None:
@@ -211,6 +228,45 @@ def test_planes() -> None:
         opened(tiff(wide, bits=16, photometric=2, planar=2))
     together = tiff(COLOUR.astype("<u2") * 257, bits=16, photometric=2)
     np.testing.assert_array_equal(opened(together), COLOUR)
+
+
+def bmp(compression: int) -> bytes:
+    head = struct.pack("<IiiHHIIiiII", 40, 16, 12, 1, 24, compression, 576, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 630, 0, 0, 54) + head + COLOUR.tobytes()
+
+
+# Grey, or colours, and alpha in planes of their own.
+TWO, FOUR = np.stack([GREY] * 2), np.stack([GREY] * 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (tiff(TWO, bits=8, planar=2, alpha=2), "unknown raw mode"),
+        (tiff(FOUR, bits=8, photometric=2, planar=2, alpha=1), "unknown raw mode"),
+        (tiff(COLOUR, bits=8, photometric=2, compression=50001), "compression webp"),
+        (bmp(4), "Unsupported BMP compression"),
+    ],
+)
+def test_what_pillow_lacks_is_not_only_called_corrupt(
+    content: bytes, words: str
+) -> None:
+    reason = rf"or of a kind that is not read \(.*{words}.*\): convert it to PNG"
+    with pytest.raises(ValueError, match=reason):
+        open_image(content)
+
+
+def test_an_image_that_was_closed_is_not_called_corrupt() -> None:
+    image = Image.open(io.BytesIO(file(COLOUR)))
+    image.close()
+    with pytest.raises(ValueError, match=r"^Operation on closed image$"):
+        open_image(image)
+
+
+def test_words_of_pillow_about_damage_are_no_reason_alone() -> None:
+    for damaged in (b"P5\n8 8\n0\n" + bytes(64), b"P2\n2 2\n9\n1 x 3 4\n"):
+        with pytest.raises(ValueError, match=r"^truncated or corrupt \("):
+            open_image(damaged)
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("i1", 8), ("<i2", 16), ("<i4", 32)])
