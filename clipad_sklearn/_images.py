@@ -263,6 +263,11 @@ def _to_rgb(image: Image.Image, traits: Traits) -> Image.Image:
         image = image.convert("RGBA")
         _warn_if_dark(image, traits)
         lowest, highest = np.asarray(image.getchannel("A").getextrema()).tolist()
+        if 0 < highest <= 16:  # of 12 bits in 16, the most is 16 of 255
+            warn_of_image(
+                "An image has no alpha above 16 of 255, so it will look almost white "
+                "to the model. Save it without alpha if nothing in it is transparent."
+            )
         # Zero everywhere, alpha is what a program left in an unused byte.
         if lowest < 255 and highest > 0:
             return _on_white(image)

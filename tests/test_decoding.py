@@ -123,6 +123,34 @@ def test_alpha_that_is_zero_everywhere_is_none(kind: str) -> None:
     np.testing.assert_array_equal(opened(content), expected)
 
 
+FAINT = {
+    "PNG": file(np.dstack([COLOUR, GREY * 0 + 1])),
+    "WebP": file(np.dstack([COLOUR, GREY * 0 + 1]), "WEBP", lossless=True, exact=True),
+    "TGA": file(np.dstack([COLOUR, GREY * 0 + 3]), "TGA"),
+    "grey": file(Image.merge("LA", [Image.new("L", (16, 12), n) for n in (9, 1)])),
+    "0 and 1": file(np.dstack([COLOUR, GREY % 2])),
+    "palette": file(Image.fromarray(GREY).convert("P"), transparency=b"\1" * 256),
+    "array": np.dstack([COLOUR, GREY * 0 + 1]),
+    "8 bits in 16": np.dstack([COLOUR, GREY * 0 + 1]).astype(np.uint16) * 255,
+    "12 bits in 16": np.dstack([COLOUR * np.uint16(257), GREY * np.uint16(0) + 4095]),
+    "floats": np.dstack([COLOUR / 255, np.full(GREY.shape, 1 / 255)]),
+}
+
+
+@pytest.mark.parametrize("name", FAINT)
+def test_alpha_in_a_small_part_of_its_range_warns(name: str) -> None:
+    image = FAINT[name]
+    with pytest.warns(UserWarning, match="no alpha above 16 of 255, so it will look"):
+        assert opened(image).min() >= 239
+
+
+def test_faint_alpha_does_not_warn_where_some_is_seen() -> None:
+    for most in (0, 17, 128, 255):  # zero everywhere is none
+        alpha = GREY * 0 + 1 if most else GREY * 0
+        alpha[0, 0] = most
+        opened(np.dstack([COLOUR, alpha]))
+
+
 def test_grey_that_was_multiplied_by_its_alpha() -> None:
     """As TIFF has it, and Pillow calls "La"."""
     alpha = np.full(GREY.shape, 255, np.uint8)

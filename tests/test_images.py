@@ -56,9 +56,9 @@ class TestOpenImage:
 
     def test_alpha_lies_on_white(self) -> None:
         transparent = np.zeros((4, 4, 4), np.uint8)
-        transparent[0, 0, 3] = 1
-        assert np.asarray(open_image(transparent)).min() == 254
-        assert np.asarray(open_image(_file(transparent))).min() == 254
+        transparent[0, 0, 3] = 17
+        assert np.asarray(open_image(transparent)).min() == 238
+        assert np.asarray(open_image(_file(transparent))).min() == 238
         palette = Image.fromarray(RAMP).convert("P")
         file = io.BytesIO()
         palette.save(file, "PNG", transparency=palette.getpixel((0, 0)))
