@@ -365,6 +365,8 @@ def loaded(image: Any) -> tuple[Image.Image, Traits]:
         image.load()
     if min(image.size) == 0:
         raise ValueError("the image has no pixels")
+    if image.format == "PNG" and image.mode == "P" and image.palette is None:
+        raise ValueError("truncated or corrupt (it has no palette)")
     image = upright(image)
     if tags.get(_PHOTOMETRIC) == 0 and image.mode == "F":
         raise ValueError("a TIFF image of real numbers in which white is zero")

@@ -509,6 +509,30 @@ BROKEN["gamma cut short, behind the pixels"] = (
 )
 
 
+@pytest.mark.parametrize("n_bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_palette_that_is_lost(n_bits: int, orientation: int) -> None:
+    """Pillow makes such a photo black."""
+    image = Image.fromarray(GREY).quantize(2**n_bits)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = file(image, bits=n_bits, exif=exif)
+    assert opened(content).max() > 0
+    start = content.index(b"PLTE") - 4
+    (length,) = struct.unpack_from(">I", content, start)
+    content = content[:start] + content[start + 12 + length :]
+    for broken in (content, Image.open(io.BytesIO(content))):
+        for read in (open_image, mask_pixels):
+            with pytest.raises(ValueError, match="corrupt .it has no palette"):
+                read(broken)
+
+
+def test_palettes_without_colours_of_their_own_are_read() -> None:
+    image = Image.new("P", (16, 12), 3)
+    assert opened(image).shape == (12, 16, 3)
+    assert opened(file(image)).shape == (12, 16, 3)
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_metadata_cost_no_photo(name: str) -> None:
     np.testing.assert_array_equal(opened(BROKEN[name]), COLOUR)
