@@ -423,6 +423,62 @@ def test_masks_of_two_levels_are_read_by_their_grey(
     )
 
 
+BLACK, WHITE, RED = [0] * 3, [255] * 3, [255, 0, 0]
+RED_ON_WHITE = np.where(MASK[..., np.newaxis], RED, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "clear"),
+    [
+        # White on nothing, which is white too, or of one colour that is nothing else.
+        (palette_of(~MASK, WHITE + WHITE), 1),
+        (palette_of(MASK, WHITE + WHITE), 0),
+        (palette_of(MASK, BLACK + BLACK), 0),
+        (palette_of(MASK, WHITE + WHITE), b"\0\x80"),
+        (palette_of(~MASK, RED + WHITE), 1),
+        (palette_of(MASK, WHITE + RED), 0),
+        (Image.fromarray(RED_ON_WHITE), (255, 255, 255)),
+        (Image.fromarray(np.where(MASK, 200, 255).astype(np.uint8)), 255),
+        (Image.fromarray(np.where(MASK, 9, 65535).astype(np.uint16)), 65535),
+        # As they would be read without.
+        (palette_of(~MASK, WHITE + BLACK), 1),
+        (Image.fromarray(MASK), 0),
+        (Image.fromarray(MASK * np.uint8(255)), 0),
+        (Image.fromarray(MASK * np.uint8(2)), 7),
+        (Image.fromarray(MASK * np.uint16(2)), 0),
+        (Image.fromarray(MASK * np.uint16(2)), 7),
+    ],
+)
+def test_what_is_transparent_in_a_mask_is_not_painted(
+    image: Image.Image, clear: Any
+) -> None:
+    content = file(image, transparency=clear)
+    assert "transparency" in Image.open(io.BytesIO(content)).info
+    np.testing.assert_array_equal(mask_pixels(content), MASK)
+    np.testing.assert_array_equal(mask_pixels(Image.open(io.BytesIO(content))), MASK)
+
+
+@pytest.mark.parametrize(
+    ("image", "clear"),
+    [
+        (palette_of(~MASK, BLACK + WHITE), 1),
+        (Image.fromarray(~MASK), 1),
+        (Image.fromarray(~MASK * np.uint8(255)), 255),
+        (Image.fromarray(~MASK * np.uint16(65535)), 65535),
+        (Image.fromarray(~MASK * np.uint8(255)).convert("RGB"), (255, 255, 255)),
+    ],
+)
+def test_black_on_what_is_transparent_and_white_is_refused(
+    image: Image.Image, clear: Any
+) -> None:
+    """As with an alpha channel: either may be meant."""
+    with pytest.raises(ValueError, match="transparent ones count as black"):
+        mask_pixels(file(image, transparency=clear))
+    alpha = np.dstack([~MASK * np.uint8(255), MASK * np.uint8(255)])
+    with pytest.raises(ValueError, match="transparent ones count as black"):
+        mask_pixels(file(alpha))
+
+
 @pytest.mark.parametrize("mode", ["RGBX", "YCbCr", "CMYK", "RGB", "HSV"])
 def test_masks_as_images_of_any_mode(mode: str) -> None:
     image = Image.fromarray(MASK * np.uint8(255)).convert("RGB").convert(mode)
@@ -447,9 +503,6 @@ def test_deep_masks_in_colour(encode: Callable[[np.ndarray], bytes]) -> None:
     for label in (1, 200, 300):
         with pytest.raises(ValueError, match="save it in grey, or with 8 bits"):
             mask_pixels(encode(full // 65535 * np.uint16(label)))
-
-
-RED_ON_WHITE = np.where(MASK[..., np.newaxis], [255, 0, 0], 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -523,7 +576,7 @@ def test_a_palette_that_is_lost(n_bits: int, orientation: int) -> None:
     content = content[:start] + content[start + 12 + length :]
     for broken in (content, Image.open(io.BytesIO(content))):
         for read in (open_image, mask_pixels):
-            with pytest.raises(ValueError, match="corrupt .it has no palette"):
+            with pytest.raises(ValueError, match=r"corrupt \(it has no palette\)"):
                 read(broken)
 
 
