@@ -148,6 +148,8 @@ def decoded(content: bytes) -> Iterator[tuple[Image.Image, Traits]]:
             image, traits = _first_that_works(
                 lambda: loaded(image), lambda bare: loaded(open_file(bare)), content
             )
+        if content.startswith(b"\xff\xd8"):
+            _warn_if_cut(content)
         yield image, traits
 
 
@@ -329,6 +331,8 @@ def _check_jpeg_2000(content: bytes) -> None:
     Of deep colours it makes the brightest black; of fewer than 8 bits white is grey.
     """
     start = content.find(b"\xff\x4f\xff\x51")  # of the code stream
+    if start < 0:
+        raise ValueError("truncated or corrupt")
     (n_channels,) = struct.unpack_from(">H", content, start + 40)
     channels = content[start + 42 : start + 42 + 3 * n_channels : 3]
     depths = [(channel & 0x7F) + 1 for channel in channels]
@@ -432,6 +436,17 @@ def _warn_of_pages() -> None:
     )
 
 
+def _warn_if_cut(content: bytes) -> None:
+    # Zeros and the like behind a JPEG that was cut off pass for pixels. The end mark
+    # of a preview in the header does not count; one of what follows the photo may.
+    if content.rfind(b"\xff\xd9", max(_start_of_pixels(content), 0)) < 0:
+        # The same words for each image, so that they are shown once.
+        warn_of_image(
+            "A JPEG file has no end mark, so part of the photo may be lost: look at "
+            "it, or copy it again."
+        )
+
+
 _noting = threading.local()
 
 
@@ -493,6 +508,8 @@ def _bare_png(content: bytes, keeps_exif: bool) -> bytes:
     parts, at = [content[:8]], 8
     while at + 8 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, at)
+        if 0 in kind:  # zeros, of a copy that stopped, would be chunk after chunk
+            break
         end = at + 12 + length
         if kind in kept:
             parts.append(content[at:end])
@@ -501,14 +518,28 @@ def _bare_png(content: bytes, keeps_exif: bool) -> bytes:
 
 
 def _bare_jpeg(content: bytes, keeps_exif: bool) -> bytes:
-    parts, at = [content[:2]], 2
-    while content[at] == 0xFF and content[at + 1] != 0xDA:
-        (length,) = struct.unpack_from(">H", content, at + 2)
+    parts, end = [content[:2]], 2
+    for kind, start, end in _jpeg_segments(content):
         # Not APP0 and APP14, which say what colours the numbers are, if they are whole.
-        kind, body = content[at + 1], content[at + 4 : at + 2 + length]
+        body = content[start + 4 : end]
         is_metadata = kind in {*range(0xE1, 0xEE), 0xEF, 0xFE}
-        is_metadata |= length < {0xE0: 16, 0xEE: 14}.get(kind, 0)
+        is_metadata |= end - start - 2 < {0xE0: 16, 0xEE: 14}.get(kind, 0)
         if not is_metadata or (keeps_exif and body.startswith(b"Exif\0")):
-            parts.append(content[at : at + 2 + length])
-        at += 2 + length
-    return b"".join([*parts, content[at:]])
+            parts.append(content[start:end])
+    return b"".join([*parts, content[end:]])
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """Give kind, start and end of each segment before the pixels of a JPEG."""
+    at = 2
+    with contextlib.suppress(struct.error, IndexError):
+        while content[at] == 0xFF and content[at + 1] != 0xDA:
+            (length,) = struct.unpack_from(">H", content, at + 2)
+            yield content[at + 1], at, at + 2 + length
+            at += 2 + length
+
+
+def _start_of_pixels(content: bytes) -> int:
+    """Return where the pixels of a JPEG begin, -1 if its header is cut or broken."""
+    end = max([2, *(end for _, _, end in _jpeg_segments(content))])
+    return end if content[end : end + 2] == b"\xff\xda" else -1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import struct
 import threading
+import time
 import tracemalloc
 import warnings
 import zlib
@@ -586,6 +588,21 @@ def test_palettes_without_colours_of_their_own_are_read() -> None:
     assert opened(file(image)).shape == (12, 16, 3)
 
 
+def test_zeros_behind_the_head_of_a_png_take_no_time() -> None:
+    """As a copy that stopped leaves them; they were taken for a million chunks."""
+    content = file(COLOUR)[:33]
+    zeros = bytes(2**25)
+    for broken in (content + zeros, content + b"\0\0\0\1" * 2**23):
+        start = time.process_time()
+        with pytest.raises(ValueError, match=r".+"):
+            open_image(broken)
+        assert time.process_time() - start < 1
+    # Whatever follows the photo.
+    np.testing.assert_array_equal(opened(BROKEN["wrong checksum"] + zeros), COLOUR)
+    odd = with_chunk(file(COLOUR), b"a!cd", b"\0" * 24)
+    np.testing.assert_array_equal(opened(odd), COLOUR)
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_metadata_cost_no_photo(name: str) -> None:
     np.testing.assert_array_equal(opened(BROKEN[name]), COLOUR)
@@ -652,6 +669,51 @@ def test_what_was_warned_of_is_warned_of_again(tmp_path: Path) -> None:
             CLIPImageEncoder(clip).transform([path])
         with pytest.warns(UserWarning, match="several pages or pictures"):
             SDPDetector(clip).fit().score_samples([path])
+
+
+LARGE = Image.fromarray(np.kron(COLOUR, GREY[..., np.newaxis]))
+PREVIEW = segment(0xE1, b"Exif\0\0" + file(COLOUR, "JPEG"))
+JPEGS = {
+    "plain": file(LARGE, "JPEG"),
+    "fine": file(LARGE, "JPEG", quality=95, subsampling=0),
+    "restarts": file(LARGE, "JPEG", restart_marker_rows=1),
+    "grey": file(LARGE.convert("L"), "JPEG"),
+}
+JPEGS["preview"] = JPEGS["plain"][:2] + PREVIEW + JPEGS["plain"][2:]
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_jpeg_without_an_end_warns(name: str) -> None:
+    """What broken copies leave; where Pillow sees it, it is an error."""
+    content = JPEGS[name]
+    n_read = 0
+    for kept in (len(content) // 3, len(content) // 2, len(content) - 2):
+        for tail in (bytes(len(content)), b"text" * len(content)):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                with contextlib.suppress(ValueError):
+                    open_image(content[:kept] + tail)
+                    n_read += 1
+                    assert "has no end mark" in str(caught[0].message)
+    assert n_read >= 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *JPEGS.values(),
+        file(LARGE, "JPEG", progressive=True),
+        file(Image.new("RGB", (640, 480), "white"), "JPEG", optimize=True),
+        file(LARGE, "MPO", save_all=True, append_images=[LARGE]),
+        # What cameras and servers put behind a photo.
+        *(
+            JPEGS["preview"] + tail
+            for tail in (bytes(9999), b"\r\n--x--", b"MotionPhoto")
+        ),
+    ],
+)
+def test_a_whole_jpeg_does_not_warn(content: bytes) -> None:
+    assert opened(content).size > 0
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG", "TIFF"])
