@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import struct
 import threading
 import warnings
@@ -29,33 +30,62 @@ _FORMATS = (
 )
 # What other files begin with, and what to call them.
 _OTHER_KINDS = (
-    (b"%!PS", "a PostScript file"),
     (b"\xc5\xd0\xd3\xc6", "a PostScript file"),
-    (b"%PDF", "a PDF document"),
     (b"8BPS", "a Photoshop file"),
     (b"\xff\x0a", "a JPEG XL image"),
     (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
     (b"SIMPLE  =", "a FITS file"),
     (b"\x89HDF", "an HDF5 file"),
     (b"FUJIFILMCCD-RAW", "a raw photo"),
-    (b"<svg", "an SVG drawing"),
-    (b"<?xml", "an SVG drawing or another XML file"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a compressed file"),
     (b"\x76\x2f\x31\x01", "an EXR image"),
-    (b"#?RADIANCE", "an HDR image"),
+    (b"#?R", "an HDR image"),
     (b"qoif", "a QOI image"),
     (b"IIU\0", "a raw photo"),
     (b"IIRO", "a raw photo"),
     (b"IIRS", "a raw photo"),
     (b"MMOR", "a raw photo"),
     (b"FOVb", "a raw photo"),
+    (b"\0MRM", "a raw photo"),
+    (b"II\xbc\1", "a JPEG XR image"),
+    (b"DDS ", "a DDS image"),
+    (b"BPG\xfb", "a BPG image"),
+    (b"\x01\xda", "an SGI image"),
+    (b"\x0a\x05\x01", "a PCX image"),
+    (b"\0\0\1\0", "an icon"),
+    (b"icns", "an icon"),
+    (b"gimp xcf", "a GIMP file"),
+    (b"\x1aE\xdf\xa3", "a video"),
     (b"\xff\xd8\xff", "a JPEG image of a kind"),
+)
+_TEXTS = (
+    (b"%!PS", "a PostScript file"),
+    (b"%PDF", "a PDF document"),
+    (b"<svg", "an SVG drawing"),
+    (b"<?xml", "an SVG drawing"),
+    (b"<!DOCTYPE svg", "an SVG drawing"),
+)
+# What whole files that are read begin with.
+_READ = (
+    *(b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a"),
+    *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+)
+_ARCHIVES = (
+    *(b"PK\3\4", b"PK\5\6", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"),
+    *(b"7z\xbc\xaf\x27\x1c", b"Rar!"),
+)
+_ANSWERS = (b"<!doctype html", b"<html", b"<head", b'{"', b"{\n", b"http/")
+# The first bytes of a PNG or JPEG with other ends of lines or another encoding.
+_AS_TEXT = (
+    *(b"\x89PNG\n", b"\x89PNG\r\r", b"\xc2\x89PNG", b"\xef\xbf\xbdPNG"),
+    *(b"\xc3\xbf\xc3\x98\xc3\xbf", b"\xef\xbf\xbd" * 3),
 )
 _CONVERT = "convert it to PNG, JPEG or TIFF of 8 bits"
 # In what Pillow says when it lacks something.
 _LACKING = ("nsupported", "raw mode", "with compression")
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_HEIF_BRANDS = (
+    *(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"),
+    *(b"mif1", b"msf1"),
+)
 # What maps and overlays name as their software.
 MADE_HERE = "clipad score --maps"
 # At a time, of all threads.
@@ -255,25 +285,51 @@ def why_not_an_image(content: bytes) -> str:
     from PIL import Image
 
     head = content[:512]
-    brand = head[8:12] if head[4:8] == b"ftyp" else b""
-    is_known = {"HEIF": brand in _HEIF_BRANDS, "AVIF": brand in (b"avif", b"avis")}
-    if any(is_known[name] for name in is_known.keys() & Image.OPEN):
+    # Without what may precede a text.
+    text = re.sub(rb"^(\xef\xbb\xbf|\s|<!--.*?-->)+", b"", head, flags=re.DOTALL)
+    brand, brands = _brands(head)
+    # An AVIF may first name its family; readers of HEIC know it by the first name.
+    name = "HEIF" if brand in _HEIF_BRANDS else ""
+    name = "AVIF" if brands & {b"avif", b"avis"} else name
+    if name in Image.OPEN:
         return "truncated or corrupt"
-    if is_known["HEIF"]:
+    if name == "HEIF":
         return (
             "a HEIC photo, which needs the plug-in pillow-heif: "
             "python -m pip install pillow-heif"
         )
-    if is_known["AVIF"]:
+    if name == "AVIF":
         return "an AVIF image, which needs Pillow 11.3 or later with AVIF"
+    is_cut_jpeg = head.startswith(b"\xff\xd8\xff") and _start_of_pixels(content) < 0
+    if is_cut_jpeg or head.startswith(_READ) or head[8:12] == b"WEBP":
+        return "truncated or corrupt"
+    if head.startswith(_AS_TEXT):
+        return "damaged by a copy as text: copy it again as it is"
+    if head and not head.strip(b"\0"):
+        return "not an image: it begins with zeros, as a copy that was cut off may"
     if head.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS, not the photo: run git lfs pull"
+    if b"/annex/objects/" in head:
+        return "a pointer of git-annex, not the photo: run git annex get"
     if head.startswith(b"\x93NUMPY"):
         return "an array of numpy: load it in Python and pass the array"
-    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
-        return "a web page, not an image: the download went wrong"
-    kind = next((kind for start, kind in _OTHER_KINDS if head.startswith(start)), "")
-    if brand:
+    if head.startswith(_ARCHIVES) or head[257:262] == b"ustar":
+        return "an archive or a compressed file, not an image: unpack it"
+    if text.lower().startswith(_ANSWERS):
+        return "a web page or another answer, not an image: the download went wrong"
+    if text.startswith(b"<?xml") and b"<svg" not in text and b"DOCTYPE svg" not in text:
+        return (
+            "an XML file, not an image: the download went wrong, or it is a drawing to "
+            "save as PNG"
+        )
+    kinds = (kind for start, kind in _OTHER_KINDS if head.startswith(start))
+    texts = (kind for start, kind in _TEXTS if text.startswith(start))
+    kind = next(kinds, next(texts, ""))
+    if not brands.isdisjoint(_HEIF_BRANDS):
+        kind = "a HEIC photo of a kind"
+    elif brand == b"crx ":
+        kind = "a raw photo"
+    elif brand or head[4:8] in (b"moov", b"mdat", b"wide") or head[8:12] == b"AVI ":
         kind = "a video or another container"
     elif head[128:132] == b"DICM":
         kind = "a DICOM file"
@@ -282,6 +338,14 @@ def why_not_an_image(content: bytes) -> str:
     if kind:
         return f"{kind} that is not read: {_CONVERT}"
     return "not an image, or of an unknown format"
+
+
+def _brands(head: bytes) -> tuple[bytes, set[bytes]]:
+    """Return what a file of the family of MP4 calls itself: first, and in all."""
+    if head[4:8] != b"ftyp":
+        return b"", set()
+    others = (head[at : at + 4] for at in range(16, head[3], 4))
+    return head[8:12], {head[8:12], *others}
 
 
 # -- opening -----------------------------------------------------------------------

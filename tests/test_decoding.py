@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import lzma
 import struct
 import threading
 import time
@@ -726,6 +727,24 @@ def test_orientation_of_photos_and_sizes(kind: str, orientation: int) -> None:
     assert opened(content).shape[:2] == image_size(content) == expected
 
 
+CUT = {
+    "JPEG": file(COLOUR, "JPEG")[:100],
+    "JPEG with a preview": JPEGS["preview"][:1000],
+    "PNG": file(COLOUR)[:20],
+    "GIF": file(GREY, "GIF")[:8],
+    "WebP": file(COLOUR, "WEBP")[:15],
+    "JPEG 2000": file(COLOUR, "JPEG2000")[:60],
+    "JPEG 2000 without its stream": file(COLOUR, "JPEG2000")[:115],
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_photo_of_which_little_is_left(name: str) -> None:
+    """It is not of a kind that is not read."""
+    with pytest.raises(ValueError, match=r"^truncated or corrupt( \(.*\))?$"):
+        open_image(CUT[name])
+
+
 @pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
 def test_a_truncated_photo_of_a_format_that_is_read(
     kind: str, monkeypatch: pytest.MonkeyPatch
@@ -733,6 +752,10 @@ def test_a_truncated_photo_of_a_format_that_is_read(
     """The remedy is not to install what is there."""
     brand = {"AVIF": b"avif", "HEIF": b"heic"}[kind]
     content = b"\0\0\0\x18ftyp" + brand + bytes(100)
+    if kind == "AVIF":  # it may first name its family
+        monkeypatch.setitem(Image.OPEN, kind, None)
+        family = b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif" + bytes(60)
+        assert decoding.why_not_an_image(family) == "truncated or corrupt"
     monkeypatch.setitem(Image.OPEN, kind, None)
     assert decoding.why_not_an_image(content) == "truncated or corrupt"
     monkeypatch.delitem(Image.OPEN, kind)
@@ -753,14 +776,51 @@ def test_a_thin_photo_of_which_a_square_is_cut_out() -> None:
 OTHERS = {
     "HEIC": (b"\0\0\0\x18ftypheic" + bytes(100), "plug-in pillow-heif"),
     "HEIF of another brand": (b"\0\0\0\x18ftypmif1" + bytes(100), "pillow-heif"),
+    "HEIF of 10 bits": (b"\0\0\0\x18ftyphevx" + bytes(100), "plug-in pillow-heif"),
+    "HEIF that readers do not know": (
+        b"\0\0\0\x18ftypmiaf\0\0\0\0miafheic" + bytes(100),
+        "a HEIC photo of a kind that is not read: convert it",
+    ),
     "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript file"),
     "EPS with a preview": (b"\xc5\xd0\xd3\xc6" + bytes(60), "a PostScript file"),
     "PDF": (b"%PDF-1.7\n", "a PDF document"),
     "web page in capitals": (b"<HTML><head></head></HTML>", "a web page"),
+    "web page behind a mark": (b"\xef\xbb\xbf\n<html>", "a web page"),
+    "web page behind a remark": (b"<!-- a\nb --> <head>", "a web page"),
+    "JSON": (b'{"error": "not found"}', "the download went wrong"),
+    "headers": (b"HTTP/1.1 200 OK\r\n\r\n" + file(COLOUR), "the download went wrong"),
+    "error of a server": (b"<?xml version='1.0'?><Error><Code>", "an XML file, not an"),
     "SVG": (b"<?xml version='1.0'?><svg/>", "an SVG drawing"),
-    "ZIP": (b"PK\x03\x04" + bytes(60), "a ZIP archive"),
+    "SVG behind a remark": (b"\xef\xbb\xbf<!-- made --><svg/>", "an SVG drawing"),
+    "PDF behind a line": (b"\n%PDF-1.7\n", "a PDF document"),
+    "ZIP": (b"PK\x03\x04" + bytes(60), "a compressed file, not an image: unpack it"),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(60), "unpack it"),
+    "xz": (lzma.compress(file(COLOUR)), "unpack it"),
+    "tar": (b"a.png".ljust(257, b"\0") + b"ustar\0" + bytes(300), "unpack it"),
+    "line ends lost": (file(COLOUR).replace(b"\r\n", b"\n"), "by a copy as text"),
+    "line ends added": (file(COLOUR).replace(b"\n", b"\r\n"), "by a copy as text"),
+    "recoded PNG": (file(COLOUR).decode("latin1").encode(), "by a copy as text"),
+    "recoded JPEG": (
+        file(COLOUR, "JPEG").decode(errors="replace").encode(),
+        "by a copy as text",
+    ),
+    "zeros": (bytes(5000), "it begins with zeros, as a copy that was cut off"),
+    "annex": (b"/annex/objects/SHA256E-s1--0.png\n", "run git annex get"),
+    "link to annex": (b"../.git/annex/objects/xx", "run git annex get"),
+    "icon": (b"\0\0\1\0\1\0" + bytes(60), "an icon that is not read"),
+    "JPEG XR": (b"II\xbc\1" + bytes(60), "a JPEG XR image that is not read"),
+    "AVI": (b"RIFF\0\1\0\0AVI LIST" + bytes(60), "a video"),
+    "old MOV": (b"\0\0\0\x08wide\0\0\1\0mdat" + bytes(60), "a video"),
+    "raw photo of an MP4 kind": (b"\0\0\0\x18ftypcrx " + bytes(60), "a raw photo"),
     "QOI": (b"qoif" + bytes(60), "a QOI image"),
-    "JPEG of 12 bits": (b"\xff\xd8\xff" + bytes(60), "a JPEG image of a kind"),
+    "JPEG of 12 bits": (
+        b"\xff\xd8" + segment(0xC1, b"\x0c\0\x08\0\x08\1\1\x11\0") + b"\xff\xda",
+        "a JPEG image of a kind",
+    ),
+    "JPEG of no loss": (
+        b"\xff\xd8" + segment(0xC3, b"\x0c\0\x08\0\x08\1\1\x11\0") + b"\xff\xda",
+        "a JPEG image of a kind",
+    ),
     "PSD": (b"8BPS\0\1" + bytes(60), "a Photoshop file"),
     "JPEG XL": (b"\xff\x0a" + bytes(60), "a JPEG XL image"),
     "DICOM": (bytes(128) + b"DICM" + bytes(60), "a DICOM file"),
