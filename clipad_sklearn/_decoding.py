@@ -91,6 +91,10 @@ MADE_HERE = "clipad score --maps"
 # At a time, of all threads.
 _MOST_PIXELS = 100_000_000
 _MOST_BYTES = 400_000_000
+# As the authors of libjpeg-turbo advise.
+_MOST_SCANS = 500
+# But for those within the numbers of a scan.
+_JPEG_MARK = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")
 # Tags of TIFF.
 _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR = 258, 262, 0x0112, 284
 _WIDTH, _HEIGHT = 256, 257
@@ -373,6 +377,8 @@ def open_file(content: bytes) -> Any:
         raise ValueError("a raw photo that is not read: convert it to TIFF or JPEG")
     if tags is not None and tags.get(_BITS) == (16,):
         _check_tiff_pixels(content, tags)
+    if image.format in ("JPEG", "MPO"):
+        _check_scans(content)
     if image.info.get("Software") == MADE_HERE:
         raise ValueError("a map or an overlay that clipad wrote, no photo")
     return image
@@ -387,6 +393,24 @@ def _check_tiff_pixels(content: bytes, tags: Any) -> None:
         offsets = np.atleast_1d(tags.get(_STRIPS, start + 2 + 12 * n_entries))
         if ((offsets >= start) & (offsets < start + 2 + 12 * n_entries)).any():
             raise ValueError("truncated or corrupt (its pixels begin in its directory)")
+
+
+def _check_scans(content: bytes) -> None:
+    """Refuse a JPEG of very many scans, of which each takes as long as a photo."""
+    at = _start_of_pixels(content)
+    n_channels = content[at + 4 : at + 5]
+    for kind, start, _ in _jpeg_segments(content):
+        if kind in (0xC0, 0xC1) and content[start + 9 : start + 10] == n_channels:
+            return  # all is in one
+    n_scans = 0
+    with contextlib.suppress(struct.error):
+        while n_scans <= _MOST_SCANS:
+            mark = _JPEG_MARK.search(content, at)
+            if mark is None or mark[0] == b"\xff\xd9":
+                return
+            n_scans += mark[0] == b"\xff\xda"
+            at = mark.end() + struct.unpack_from(">H", content, mark.end())[0]
+        raise ValueError(f"a JPEG image of more than {_MOST_SCANS} scans: save it anew")
 
 
 def _check_jpeg_2000(content: bytes) -> None:

@@ -699,6 +699,44 @@ def test_a_jpeg_without_an_end_warns(name: str) -> None:
     assert n_read >= 2
 
 
+def of_scans(n_scans: int, **options: Any) -> bytes:
+    """A photo with its last scan once more, again and again."""
+    content = file(LARGE, "JPEG", **options)
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + last * (n_scans - content.count(b"\xff\xda")) + content[-2:]
+
+
+def of_scans_in_turn(n_scans: int) -> bytes:
+    """The same, one channel after another, and not progressive."""
+    grey = file(LARGE.convert("L"), "JPEG")
+    start = grey.index(b"\xff\xda")
+    at = grey.index(b"\xff\xc0")
+    frame = segment(0xC0, grey[at + 4 : at + 9] + b"\3\1\x11\0\2\x11\0\3\x11\0")
+    scan = grey[start:-2]
+    others = scan[:5] + b"\2" + scan[6:], scan[:5] + b"\3" + scan[6:]
+    remark = segment(0xFE, b"\xff\xd9")
+    head = grey[:at] + frame + grey[at + 13 : start]
+    scans = scan + remark + others[0] + others[1] * (n_scans - 2)
+    return head + scans + b"\xff\xd9"
+
+
+BEHIND = np.random.default_rng(0).bytes(2**26)
+
+
+def test_a_jpeg_of_many_scans_takes_no_hours() -> None:
+    for content in (of_scans(501, progressive=True), of_scans_in_turn(501)):
+        for read in (open_image, mask_pixels, image_size):
+            with pytest.raises(ValueError, match="JPEG image of more than 500 scans"):
+                read(content)
+    assert opened(of_scans(500, progressive=True)).shape == (144, 256, 3)
+    assert opened(of_scans_in_turn(3)).shape == (144, 256, 3)
+    # A film behind a photo has such marks by chance.
+    assert BEHIND.count(b"\xff\xda") > 500
+    for content in (file(LARGE, "JPEG", progressive=True), JPEGS["preview"]):
+        np.testing.assert_array_equal(opened(content + BEHIND), opened(content))
+    assert image_size(of_scans(900)) == (144, 256)
+
+
 @pytest.mark.parametrize(
     "content",
     [
