@@ -175,7 +175,7 @@ def decoded(content: bytes) -> Iterator[tuple[Image.Image, Traits]]:
     """
     with reasons(content):
         image = open_file(content)
-    if _n_pages(content, image.format) > 1:
+    if _n_pages(content, image) > 1:
         _warn_of_pages()
     with _pixels.taking(image.size[0] * image.size[1]):
         with reasons(content):
@@ -498,8 +498,11 @@ def _scale_transparency(image: Any) -> None:
         image.info["transparency"] = (clear & most) * 255 // most
 
 
-def _n_pages(content: bytes, kind: str | None) -> int:
+def _n_pages(content: bytes, image: Any) -> int:
     """Count the pictures in a file other than previews, no further than 2."""
+    kind = image.format
+    if kind in ("AVIF", "HEIF"):  # which say so at once, and count no previews
+        return 2 if getattr(image, "is_animated", False) else 1
     # Other formats keep previews and depth there.
     if kind not in ("TIFF", "GIF", "WEBP", "PNG"):
         return 1

@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+
+def escaped(text: str) -> str:
+    """Escape what a terminal would obey or cannot show, not spaces of any script."""
+    return "".join(
+        letter
+        if letter.isprintable()
+        or unicodedata.category(letter) == "Zs"
+        or letter in "\u200c\u200d"  # join letters and emoji
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
 
 class ImageReadError(ValueError):
     """One or several images could not be read.
@@ -34,7 +48,10 @@ class ImageReadError(ValueError):
             if len(failures) == 1
             else f"{len(failures)} images could not be read"
         )
-        lines = (f"  {index}: {name}: {reason}" for index, name, reason in failures)
+        lines = (
+            f"  {index}: {escaped(f'{name}: {reason}')}"
+            for index, name, reason in failures
+        )
         super().__init__("\n".join([f"{count}:", *lines]))
 
     def __reduce__(self) -> tuple[type, tuple[list[tuple[int, str, str]]]]:

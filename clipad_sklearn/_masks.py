@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._decoding import Traits
-from ._errors import ImageReadError
+from ._errors import ImageReadError, escaped
 from ._images import image_name, is_pil, opened
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def numbered_mask(index: int, mask: Any) -> np.ndarray:
         return mask_pixels(mask)
     except ValueError as error:
         is_path = isinstance(mask, (str, os.PathLike))
-        name = f", {image_name(mask)}" if is_path else ""
+        name = f", {escaped(image_name(mask))}" if is_path else ""
         raise ValueError(f"Mask {index}{name}: {error}.") from error
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, features
 
 from clipad_sklearn import CLIPImageEncoder, ImageReadError, OpenCLIP, SDPDetector
 from clipad_sklearn import _decoding as decoding
@@ -359,12 +359,15 @@ def test_dark_and_black_photos_of_8_bits_do_not_warn() -> None:
         open_image(pixels)
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG"])
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG", "AVIF"])
 def test_several_pages_warn(kind: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
     pages = [Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)]
     content = file(pages[0], kind, save_all=True, append_images=pages[1:])
     with pytest.warns(UserWarning, match="several pages or pictures; only the first"):
         open_image(content)
+    opened(file(COLOUR, kind))
     with pytest.warns(UserWarning, match="only the first is read"):
         mask_pixels(file(GREY & 128, "TIFF", save_all=True, append_images=pages[:1]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import struct
 import warnings
 import zlib
@@ -16,7 +17,7 @@ from PIL import Image
 
 from clipad_sklearn import CLIPImageEncoder, ImageReadError, list_images
 from clipad_sklearn._images import check_images, open_image
-from clipad_sklearn._masks import mask_pixels
+from clipad_sklearn._masks import mask_pixels, numbered_mask
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
@@ -191,6 +192,25 @@ class TestBadImages:
         again = pickle.loads(pickle.dumps(error))
         assert again.failures == error.failures
         assert str(again) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\x1b[31m.png", r"a\x1b[31m.png"),
+        ("a\n  7: b.png", r"a\n  7: b.png"),
+        ("a\u202eb.png", r"a\u202eb.png"),
+        ("a\u2028b.png", r"a\u2028b.png"),
+        ("写真\u3000a\u202fb\u200d.png", "写真\u3000a\u202fb\u200d.png"),
+    ],
+)
+def test_names_in_errors_are_shown_as_one_line(name: str, shown: str) -> None:
+    with pytest.raises(ImageReadError) as error:
+        CLIPImageEncoder("tiny").transform([f"no/{name}"])
+    assert str(error.value).split("\n")[1:] == [f"  0: no/{shown}: no such file"]
+    assert error.value.failures == [(0, f"no/{name}", "no such file")]
+    with pytest.raises(ValueError, match=re.escape(f"Mask 3, no/{shown}: no such")):
+        numbered_mask(3, f"no/{name}")
 
 
 class TestCheckImages:
