@@ -378,9 +378,16 @@ def _to_eight_bits(pixels: np.ndarray) -> np.ndarray:
         low, high = pixels.min(), pixels.max()
         # Rounding of float32 may go a little beyond. This also catches NaN.
         if not (low >= -1e-6 and high <= 1 + 1e-6):
+            remedy = "scale them by the largest value that the camera gives"
+            if not (np.isfinite(low) and np.isfinite(high)):
+                remedy = "fill in what is infinite or not a number"
+            elif low < 0:
+                remedy = "shift or cut off what is negative"
+            elif high <= 255:
+                remedy = "divide 8-bit values by 255"
             raise ValueError(
                 f"float pixels must lie in [0, 1], found [{low:.9g}, {high:.9g}]; "
-                "divide 8-bit values by 255"
+                f"{remedy}"
             )
         if 1e-6 < _colours(pixels).max() < 1 / 16:
             warn_of_image(
