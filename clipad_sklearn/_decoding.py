@@ -93,8 +93,8 @@ _MOST_PIXELS = 100_000_000
 _MOST_BYTES = 400_000_000
 # As the authors of libjpeg-turbo advise.
 _MOST_SCANS = 500
-# But for those within the numbers of a scan.
-_JPEG_MARK = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")
+# But for those without a length, as within the numbers of a scan.
+_JPEG_MARK = re.compile(rb"\xff[^\0\1\xd0-\xd7\xff]")
 # Tags of TIFF.
 _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR = 258, 262, 0x0112, 284
 _WIDTH, _HEIGHT = 256, 257
@@ -397,12 +397,12 @@ def _check_tiff_pixels(content: bytes, tags: Any) -> None:
 
 def _check_scans(content: bytes) -> None:
     """Refuse a JPEG of very many scans, of which each takes as long as a photo."""
-    at = _start_of_pixels(content)
-    n_channels = content[at + 4 : at + 5]
+    pixels = _start_of_pixels(content)
+    n_channels = content[pixels + 4 : pixels + 5]
     for kind, start, _ in _jpeg_segments(content):
         if kind in (0xC0, 0xC1) and content[start + 9 : start + 10] == n_channels:
             return  # all is in one
-    n_scans = 0
+    n_scans, at = 0, 2
     with contextlib.suppress(struct.error):
         while n_scans <= _MOST_SCANS:
             mark = _JPEG_MARK.search(content, at)

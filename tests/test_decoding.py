@@ -727,7 +727,11 @@ BEHIND = np.random.default_rng(0).bytes(2**26)
 
 
 def test_a_jpeg_of_many_scans_takes_no_hours() -> None:
-    for content in (of_scans(501, progressive=True), of_scans_in_turn(501)):
+    many = of_scans(501, progressive=True)
+    padded = many[:2] + b"\xff\xff" + many[2:]
+    start = many.rindex(b"\xff\xda")
+    marked = many[:start] + b"\xff\1" + many[start:]
+    for content in (many, padded, marked, of_scans_in_turn(501)):
         for read in (open_image, mask_pixels, image_size):
             with pytest.raises(ValueError, match="JPEG image of more than 500 scans"):
                 read(content)
