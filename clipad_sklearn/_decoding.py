@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import struct
 import threading
 import warnings
@@ -29,34 +30,70 @@ _FORMATS = (
 )
 # What other files begin with, and what to call them.
 _OTHER_KINDS = (
-    (b"%!PS", "a PostScript file"),
     (b"\xc5\xd0\xd3\xc6", "a PostScript file"),
-    (b"%PDF", "a PDF document"),
     (b"8BPS", "a Photoshop file"),
     (b"\xff\x0a", "a JPEG XL image"),
     (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
     (b"SIMPLE  =", "a FITS file"),
     (b"\x89HDF", "an HDF5 file"),
     (b"FUJIFILMCCD-RAW", "a raw photo"),
-    (b"<svg", "an SVG drawing"),
-    (b"<?xml", "an SVG drawing or another XML file"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a compressed file"),
     (b"\x76\x2f\x31\x01", "an EXR image"),
-    (b"#?RADIANCE", "an HDR image"),
+    (b"#?R", "an HDR image"),
     (b"qoif", "a QOI image"),
     (b"IIU\0", "a raw photo"),
     (b"IIRO", "a raw photo"),
     (b"IIRS", "a raw photo"),
     (b"MMOR", "a raw photo"),
     (b"FOVb", "a raw photo"),
+    (b"\0MRM", "a raw photo"),
+    (b"II\xbc\1", "a JPEG XR image"),
+    (b"DDS ", "a DDS image"),
+    (b"BPG\xfb", "a BPG image"),
+    (b"\x01\xda", "an SGI image"),
+    (b"\x0a\x05\x01", "a PCX image"),
+    (b"\0\0\1\0", "an icon"),
+    (b"icns", "an icon"),
+    (b"gimp xcf", "a GIMP file"),
+    (b"\x1aE\xdf\xa3", "a video"),
     (b"\xff\xd8\xff", "a JPEG image of a kind"),
 )
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_TEXTS = (
+    (b"%!PS", "a PostScript file"),
+    (b"%PDF", "a PDF document"),
+    (b"<svg", "an SVG drawing"),
+    (b"<?xml", "an SVG drawing"),
+    (b"<!DOCTYPE svg", "an SVG drawing"),
+)
+# What whole files that are read begin with.
+_READ = (
+    *(b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a"),
+    *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+)
+_ARCHIVES = (
+    *(b"PK\3\4", b"PK\5\6", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"),
+    *(b"7z\xbc\xaf\x27\x1c", b"Rar!"),
+)
+_ANSWERS = (b"<!doctype html", b"<html", b"<head", b'{"', b"{\n", b"http/")
+# The first bytes of a PNG or JPEG with other ends of lines or another encoding.
+_AS_TEXT = (
+    *(b"\x89PNG\n", b"\x89PNG\r\r", b"\xc2\x89PNG", b"\xef\xbf\xbdPNG"),
+    *(b"\xc3\xbf\xc3\x98\xc3\xbf", b"\xef\xbf\xbd" * 3),
+)
+_CONVERT = "convert it to PNG, JPEG or TIFF of 8 bits"
+# In what Pillow says when it lacks something.
+_LACKING = ("nsupported", "raw mode", "with compression")
+_HEIF_BRANDS = (
+    *(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"),
+    *(b"mif1", b"msf1"),
+)
 # What maps and overlays name as their software.
 # At a time, of all threads.
 _MOST_PIXELS = 100_000_000
 _MOST_BYTES = 400_000_000
+# As the authors of libjpeg-turbo advise.
+_MOST_SCANS = 500
+# But for those without a length, as within the numbers of a scan.
+_JPEG_MARK = re.compile(rb"\xff[^\0\1\xd0-\xd7\xff]")
 # Tags of TIFF.
 _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR = 258, 262, 0x0112, 284
 _WIDTH, _HEIGHT = 256, 257
@@ -137,13 +174,15 @@ def decoded(content: bytes) -> Iterator[tuple[Image.Image, Traits]]:
     """
     with reasons(content):
         image = open_file(content)
-    if _n_pages(content, image.format) > 1:
+    if _n_pages(content, image) > 1:
         _warn_of_pages()
     with _pixels.taking(image.size[0] * image.size[1]):
         with reasons(content):
             image, traits = _first_that_works(
                 lambda: loaded(image), lambda bare: loaded(open_file(bare)), content
             )
+        if content.startswith(b"\xff\xd8"):
+            _warn_if_cut(content)
         yield image, traits
 
 
@@ -183,8 +222,15 @@ def reasons(content: bytes = b"") -> Iterator[None]:
     except (ValueError, MemoryError):
         raise
     except Exception as e:
-        # Decoders raise all kinds of errors on truncated or damaged files.
-        raise ValueError(f"truncated or corrupt ({str(e) or type(e).__name__})") from e
+        # Decoders raise all kinds of errors on truncated or damaged files, and on whole
+        # ones of kinds that they lack.
+        text = str(e) or type(e).__name__
+        if any(word in text for word in _LACKING):
+            raise ValueError(
+                f"truncated or corrupt, or of a kind that is not read ({text}): "
+                f"{_CONVERT}"
+            ) from e
+        raise ValueError(f"truncated or corrupt ({text})") from e
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -242,33 +288,67 @@ def why_not_an_image(content: bytes) -> str:
     from PIL import Image
 
     head = content[:512]
-    brand = head[8:12] if head[4:8] == b"ftyp" else b""
-    is_known = {"HEIF": brand in _HEIF_BRANDS, "AVIF": brand in (b"avif", b"avis")}
-    if any(is_known[name] for name in is_known.keys() & Image.OPEN):
+    # Without what may precede a text.
+    text = re.sub(rb"^(\xef\xbb\xbf|\s|<!--.*?-->)+", b"", head, flags=re.DOTALL)
+    brand, brands = _brands(head)
+    # An AVIF may first name its family; readers of HEIC know it by the first name.
+    name = "HEIF" if brand in _HEIF_BRANDS else ""
+    name = "AVIF" if brands & {b"avif", b"avis"} else name
+    if name in Image.OPEN:
         return "truncated or corrupt"
-    if is_known["HEIF"]:
+    if name == "HEIF":
         return (
             "a HEIC photo, which needs the plug-in pillow-heif: "
             "python -m pip install pillow-heif"
         )
-    if is_known["AVIF"]:
+    if name == "AVIF":
         return "an AVIF image, which needs Pillow 11.3 or later with AVIF"
+    is_cut_jpeg = head.startswith(b"\xff\xd8\xff") and _start_of_pixels(content) < 0
+    if is_cut_jpeg or head.startswith(_READ) or head[8:12] == b"WEBP":
+        return "truncated or corrupt"
+    if head.startswith(_AS_TEXT):
+        return "damaged by a copy as text: copy it again as it is"
+    if head and not head.strip(b"\0"):
+        return "not an image: it begins with zeros, as a copy that was cut off may"
     if head.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS, not the photo: run git lfs pull"
+    if b"/annex/objects/" in head:
+        return "a pointer of git-annex, not the photo: run git annex get"
     if head.startswith(b"\x93NUMPY"):
         return "an array of numpy: load it in Python and pass the array"
-    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
-        return "a web page, not an image: the download went wrong"
-    kind = next((kind for start, kind in _OTHER_KINDS if head.startswith(start)), "")
-    if brand:
+    if head.startswith(_ARCHIVES) or head[257:262] == b"ustar":
+        return "an archive or a compressed file, not an image: unpack it"
+    if text.lower().startswith(_ANSWERS):
+        return "a web page or another answer, not an image: the download went wrong"
+    if text.startswith(b"<?xml") and b"<svg" not in text and b"DOCTYPE svg" not in text:
+        return (
+            "an XML file, not an image: the download went wrong, or it is a drawing to "
+            "save as PNG"
+        )
+    kinds = (kind for start, kind in _OTHER_KINDS if head.startswith(start))
+    texts = (kind for start, kind in _TEXTS if text.startswith(start))
+    kind = next(kinds, next(texts, ""))
+    if not brands.isdisjoint(_HEIF_BRANDS):
+        kind = "a HEIC photo of a kind"
+    elif brand == b"crx ":
+        kind = "a raw photo"
+    elif brand or head[4:8] in (b"moov", b"mdat", b"wide") or head[8:12] == b"AVI ":
         kind = "a video or another container"
     elif head[128:132] == b"DICM":
         kind = "a DICOM file"
     elif head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         kind = "a TIFF image of a kind"
     if kind:
-        return f"{kind} that is not read: convert it to PNG, JPEG or TIFF of 8 bits"
+        return f"{kind} that is not read: {_CONVERT}"
     return "not an image, or of an unknown format"
+
+
+def _brands(head: bytes) -> tuple[bytes, set[bytes]]:
+    """Return what a file of the family of MP4 calls itself: first, and in all."""
+    if head[4:8] != b"ftyp":
+        return b"", set()
+    others = (head[at : at + 4] for at in range(16, head[3], 4))
+    return head[8:12], {head[8:12], *others}
 
 
 # -- opening -----------------------------------------------------------------------
@@ -284,7 +364,8 @@ def open_file(content: bytes) -> Any:
     known = [name for name in _FORMATS if name in Image.OPEN]
 
     def opened(content: bytes) -> Any:
-        return Image.open(io.BytesIO(content), formats=known)
+        with _words_of_pillow():
+            return Image.open(io.BytesIO(content), formats=known)
 
     image = _first_that_works(lambda: opened(content), opened, content)
     tags = getattr(image, "tag_v2", None)
@@ -295,6 +376,8 @@ def open_file(content: bytes) -> Any:
         raise ValueError("a raw photo that is not read: convert it to TIFF or JPEG")
     if tags is not None and tags.get(_BITS) == (16,):
         _check_tiff_pixels(content, tags)
+    if image.format in ("JPEG", "MPO"):
+        _check_scans(content)
     if image.info.get("Software") == MADE_HERE:
         raise ValueError("a map or an overlay that clipad wrote, no photo")
     return image
@@ -311,12 +394,32 @@ def _check_tiff_pixels(content: bytes, tags: Any) -> None:
             raise ValueError("truncated or corrupt (its pixels begin in its directory)")
 
 
+def _check_scans(content: bytes) -> None:
+    """Refuse a JPEG of very many scans, of which each takes as long as a photo."""
+    pixels = _start_of_pixels(content)
+    n_channels = content[pixels + 4 : pixels + 5]
+    for kind, start, _ in _jpeg_segments(content):
+        if kind in (0xC0, 0xC1) and content[start + 9 : start + 10] == n_channels:
+            return  # all is in one
+    n_scans, at = 0, 2
+    with contextlib.suppress(struct.error):
+        while n_scans <= _MOST_SCANS:
+            mark = _JPEG_MARK.search(content, at)
+            if mark is None or mark[0] == b"\xff\xd9":
+                return
+            n_scans += mark[0] == b"\xff\xda"
+            at = mark.end() + struct.unpack_from(">H", content, mark.end())[0]
+        raise ValueError(f"a JPEG image of more than {_MOST_SCANS} scans: save it anew")
+
+
 def _check_jpeg_2000(content: bytes) -> None:
     """Refuse what Pillow reads wrong.
 
     Of deep colours it makes the brightest black; of fewer than 8 bits white is grey.
     """
     start = content.find(b"\xff\x4f\xff\x51")  # of the code stream
+    if start < 0:
+        raise ValueError("truncated or corrupt")
     (n_channels,) = struct.unpack_from(">H", content, start + 40)
     channels = content[start + 42 : start + 42 + 3 * n_channels : 3]
     depths = [(channel & 0x7F) + 1 for channel in channels]
@@ -349,15 +452,34 @@ def loaded(image: Any) -> tuple[Image.Image, Traits]:
             "with interleaved channels, or with 8 bits"
         )
     _scale_transparency(image)
-    image.load()
+    with _words_of_pillow(image.info.get("compression")):
+        image.load()
     if min(image.size) == 0:
         raise ValueError("the image has no pixels")
+    if image.format == "PNG" and image.mode == "P" and image.palette is None:
+        raise ValueError("truncated or corrupt (it has no palette)")
     image = upright(image)
     if tags.get(_PHOTOMETRIC) == 0 and image.mode == "F":
         raise ValueError("a TIFF image of real numbers in which white is zero")
     if image.mode.startswith("I;16"):
         image = _as_sixteen_bits(image, tags)
     return image, traits
+
+
+@contextlib.contextmanager
+def _words_of_pillow(compression: Any = None) -> Iterator[None]:
+    """Make a ValueError of Pillow what decoders raise: its words are no reason yet."""
+    try:
+        yield
+    except ValueError as error:
+        if "closed" in str(error):  # by the caller
+            raise
+        raise OSError(str(error)) from error
+    except OSError as error:
+        # What libtiff may be built without; it only prints so.
+        if compression in ("webp", "zstd", "lzma"):
+            raise OSError(f"{error} with compression {compression}") from error
+        raise
 
 
 def _scale_transparency(image: Any) -> None:
@@ -375,8 +497,11 @@ def _scale_transparency(image: Any) -> None:
         image.info["transparency"] = (clear & most) * 255 // most
 
 
-def _n_pages(content: bytes, kind: str | None) -> int:
+def _n_pages(content: bytes, image: Any) -> int:
     """Count the pictures in a file other than previews, no further than 2."""
+    kind = image.format
+    if kind in ("AVIF", "HEIF"):  # which say so at once, and count no previews
+        return 2 if getattr(image, "is_animated", False) else 1
     # Other formats keep previews and depth there.
     if kind not in ("TIFF", "GIF", "WEBP", "PNG"):
         return 1
@@ -399,6 +524,17 @@ def _warn_of_pages() -> None:
         "A file holds several pages or pictures; only the first is read. Save each as "
         "a file of its own."
     )
+
+
+def _warn_if_cut(content: bytes) -> None:
+    # Zeros and the like behind a JPEG that was cut off pass for pixels. The end mark
+    # of a preview in the header does not count; one of what follows the photo may.
+    if content.rfind(b"\xff\xd9", max(_start_of_pixels(content), 0)) < 0:
+        # The same words for each image, so that they are shown once.
+        warn_of_image(
+            "A JPEG file has no end mark, so part of the photo may be lost: look at "
+            "it, or copy it again."
+        )
 
 
 _noting = threading.local()
@@ -462,6 +598,8 @@ def _bare_png(content: bytes, keeps_exif: bool) -> bytes:
     parts, at = [content[:8]], 8
     while at + 8 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, at)
+        if 0 in kind:  # zeros, of a copy that stopped, would be chunk after chunk
+            break
         end = at + 12 + length
         if kind in kept:
             parts.append(content[at:end])
@@ -470,14 +608,28 @@ def _bare_png(content: bytes, keeps_exif: bool) -> bytes:
 
 
 def _bare_jpeg(content: bytes, keeps_exif: bool) -> bytes:
-    parts, at = [content[:2]], 2
-    while content[at] == 0xFF and content[at + 1] != 0xDA:
-        (length,) = struct.unpack_from(">H", content, at + 2)
+    parts, end = [content[:2]], 2
+    for kind, start, end in _jpeg_segments(content):
         # Not APP0 and APP14, which say what colours the numbers are, if they are whole.
-        kind, body = content[at + 1], content[at + 4 : at + 2 + length]
+        body = content[start + 4 : end]
         is_metadata = kind in {*range(0xE1, 0xEE), 0xEF, 0xFE}
-        is_metadata |= length < {0xE0: 16, 0xEE: 14}.get(kind, 0)
+        is_metadata |= end - start - 2 < {0xE0: 16, 0xEE: 14}.get(kind, 0)
         if not is_metadata or (keeps_exif and body.startswith(b"Exif\0")):
-            parts.append(content[at : at + 2 + length])
-        at += 2 + length
-    return b"".join([*parts, content[at:]])
+            parts.append(content[start:end])
+    return b"".join([*parts, content[end:]])
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """Give kind, start and end of each segment before the pixels of a JPEG."""
+    at = 2
+    with contextlib.suppress(struct.error, IndexError):
+        while content[at] == 0xFF and content[at + 1] != 0xDA:
+            (length,) = struct.unpack_from(">H", content, at + 2)
+            yield content[at + 1], at, at + 2 + length
+            at += 2 + length
+
+
+def _start_of_pixels(content: bytes) -> int:
+    """Return where the pixels of a JPEG begin, -1 if its header is cut or broken."""
+    end = max([2, *(end for _, _, end in _jpeg_segments(content))])
+    return end if content[end : end + 2] == b"\xff\xda" else -1

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 
 def printable(text: str) -> str:
-    """Escape what a terminal would obey or cannot show."""
+    """Escape what a terminal would obey or cannot show, not spaces of any script."""
     return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        letter
+        if letter.isprintable()
+        or unicodedata.category(letter) == "Zs"
+        or letter in "\u200c\u200d"  # join letters and emoji
+        else letter.encode("unicode_escape").decode()
         for letter in text
     )
 
@@ -43,7 +49,7 @@ class ImageReadError(ValueError):
             else f"{len(failures)} images could not be read"
         )
         lines = (
-            f"  {index}: {printable(name)}: {printable(reason)}"
+            f"  {index}: {printable(f'{name}: {reason}')}"
             for index, name, reason in failures
         )
         super().__init__("\n".join([f"{count}:", *lines]))

@@ -258,9 +258,16 @@ def _to_rgb(image: Image.Image, traits: Traits) -> Image.Image:
             pixels = np.stack([pixels, pixels, pixels, alpha], axis=2)
         return _image_from_array(pixels)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        if image.mode == "La":  # which Pillow converts to nothing else
+            image = image.convert("LA")
         image = image.convert("RGBA")
         _warn_if_dark(image, traits)
         lowest, highest = np.asarray(image.getchannel("A").getextrema()).tolist()
+        if 0 < highest <= 16:  # of 12 bits in 16, the most is 16 of 255
+            warn_of_image(
+                "An image has no alpha above 16 of 255, so it will look almost white "
+                "to the model. Save it without alpha if nothing in it is transparent."
+            )
         # Zero everywhere, alpha is what a program left in an unused byte.
         if lowest < 255 and highest > 0:
             return _on_white(image)
@@ -371,9 +378,16 @@ def _to_eight_bits(pixels: np.ndarray) -> np.ndarray:
         low, high = pixels.min(), pixels.max()
         # Rounding of float32 may go a little beyond. This also catches NaN.
         if not (low >= -1e-6 and high <= 1 + 1e-6):
+            remedy = "scale them by the largest value that the camera gives"
+            if not (np.isfinite(low) and np.isfinite(high)):
+                remedy = "fill in what is infinite or not a number"
+            elif low < 0:
+                remedy = "shift or cut off what is negative"
+            elif high <= 255:
+                remedy = "divide 8-bit values by 255"
             raise ValueError(
                 f"float pixels must lie in [0, 1], found [{low:.9g}, {high:.9g}]; "
-                "divide 8-bit values by 255"
+                f"{remedy}"
             )
         if 1e-6 < _colours(pixels).max() < 1 / 16:
             warn_of_image(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._decoding import Traits
-from ._errors import ImageReadError
+from ._errors import ImageReadError, printable
 from ._images import image_name, is_pil, opened
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def numbered_mask(index: int, mask: Any) -> np.ndarray:
         return mask_pixels(mask)
     except ValueError as error:
         is_path = isinstance(mask, (str, os.PathLike))
-        name = f", {image_name(mask)}" if is_path else ""
+        name = f", {printable(image_name(mask))}" if is_path else ""
         raise ValueError(f"Mask {index}{name}: {error}.") from error
 
 
@@ -162,17 +162,22 @@ def _anomalous(image: Image.Image, traits: Traits) -> np.ndarray:
 
 def _grey(image: Image.Image) -> np.ndarray:
     """Return the numbers of a grey image, or the brightest of the colours."""
+    clear = image.info.get("transparency")
     if image.mode in ("P", "PA"):
-        shown = image.convert("RGB" if image.mode == "P" else "RGBA")
-        extrema = np.asarray(shown.getextrema())[:3]
-        # Where all colours of a palette are the same, its numbers are what is meant.
+        has_alpha = image.mode == "PA" or clear is not None
+        shown = image.convert("RGBA" if has_alpha else "RGB")
+        extrema = np.asarray(shown.getextrema())
+        # Where all of a palette looks the same, its numbers are what is meant.
         image = image if (extrema[:, 0] == extrema[:, 1]).all() else shown
+    elif image.mode in ("1", "L", "RGB") and clear is not None:
+        image = image.convert("RGBA")
     if image.mode in ("CMYK", "RGBX", "YCbCr", "LAB", "HSV"):
         image = image.convert("RGB")
-    pixels = np.asarray(image)
+    pixels, bands = np.asarray(image), image.getbands()
+    if image.mode.startswith("I") and isinstance(clear, int):
+        pixels, bands = np.dstack([pixels, pixels != clear]), ("L", "A")
     if pixels.ndim == 2:
         return pixels
-    bands = image.getbands()
     colours = [k for k, band in enumerate(bands) if band not in "Aa"]
     grey = pixels[..., colours].max(axis=2)
     if len(colours) < len(bands):
@@ -183,8 +188,9 @@ def _grey(image: Image.Image) -> np.ndarray:
             grey = np.where(alpha > 0, grey, 0)
     if grey.min() == grey.max() and np.ptp(pixels[..., colours], axis=(0, 1)).any():
         raise ValueError(
-            "the colours of the mask are equally bright, so which are anomalous is not "
-            "known: save it in black and white"
+            "the colours of the mask are equally bright (transparent ones count as "
+            "black), so which are anomalous is not known: save it in black and white, "
+            "without transparency"
         )
     return grey
 

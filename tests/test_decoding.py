@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import lzma
 import struct
 import threading
+import time
 import tracemalloc
 import warnings
 import zlib
@@ -15,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, features
 
 from clipad_sklearn import CLIPImageEncoder, ImageReadError, OpenCLIP, SDPDetector
 from clipad_sklearn import _decoding as decoding
@@ -56,9 +59,11 @@ def tiff(
     planar: int = 1,
     sample_format: int = 1,
     width: int | None = None,
+    alpha: int = 0,
+    compression: int = 1,
 ) -> bytes:
-    """An uncompressed TIFF with one strip for each plane."""
-    n = 1 if pixels.ndim == 2 else 3
+    """A TIFF with one strip for each plane, as it says itself uncompressed."""
+    n = 1 if pixels.ndim == 2 else pixels.shape[0 if planar == 2 else 2]
     height = pixels.shape[1 if planar == 2 else 0]
     width = width or (pixels.shape[2] if planar == 2 else pixels.shape[1])
     n_strips = n if planar == 2 else 1
@@ -68,13 +73,14 @@ def tiff(
         (256, "I", [width]),
         (257, "I", [height]),
         (258, "H", [bits] * n),
-        (259, "H", [1]),
+        (259, "H", [compression]),
         (262, "H", [photometric]),
         (273, "I", [start + i * size for i in range(n_strips)]),
         (277, "H", [n]),
         (278, "I", [height]),
         (279, "I", [size] * n_strips),
         (284, "H", [planar]),
+        *([(338, "H", [alpha])] if alpha else []),
         (339, "H", [sample_format] * n),
     ]
     directory, extra = struct.pack("<H", len(tags)), b""
@@ -118,6 +124,48 @@ def test_alpha_that_is_zero_everywhere_is_none(kind: str) -> None:
         content = file(palette, transparency=bytes(256))
         expected = np.dstack([GREY] * 3)
     np.testing.assert_array_equal(opened(content), expected)
+
+
+FAINT = {
+    "PNG": file(np.dstack([COLOUR, GREY * 0 + 1])),
+    "WebP": file(np.dstack([COLOUR, GREY * 0 + 1]), "WEBP", lossless=True, exact=True),
+    "TGA": file(np.dstack([COLOUR, GREY * 0 + 3]), "TGA"),
+    "grey": file(Image.merge("LA", [Image.new("L", (16, 12), n) for n in (9, 1)])),
+    "0 and 1": file(np.dstack([COLOUR, GREY % 2])),
+    "palette": file(Image.fromarray(GREY).convert("P"), transparency=b"\1" * 256),
+    "array": np.dstack([COLOUR, GREY * 0 + 1]),
+    "8 bits in 16": np.dstack([COLOUR, GREY * 0 + 1]).astype(np.uint16) * 255,
+    "12 bits in 16": np.dstack([COLOUR * np.uint16(257), GREY * np.uint16(0) + 4095]),
+    "floats": np.dstack([COLOUR / 255, np.full(GREY.shape, 1 / 255)]),
+}
+
+
+@pytest.mark.parametrize("name", FAINT)
+def test_alpha_in_a_small_part_of_its_range_warns(name: str) -> None:
+    image = FAINT[name]
+    with pytest.warns(UserWarning, match="no alpha above 16 of 255, so it will look"):
+        assert opened(image).min() >= 239
+
+
+def test_faint_alpha_does_not_warn_where_some_is_seen() -> None:
+    for most in (0, 17, 128, 255):  # zero everywhere is none
+        alpha = GREY * 0 + 1 if most else GREY * 0
+        alpha[0, 0] = most
+        opened(np.dstack([COLOUR, alpha]))
+
+
+def test_grey_that_was_multiplied_by_its_alpha() -> None:
+    """As TIFF has it, and Pillow calls "La"."""
+    alpha = np.full(GREY.shape, 255, np.uint8)
+    alpha[:, 8:] = 0
+    content = tiff(np.dstack([GREY * (alpha > 0), alpha]), bits=8, alpha=1)
+    expected = np.where(alpha > 0, GREY, 255)
+    for image in (content, Image.open(io.BytesIO(content))):
+        np.testing.assert_array_equal(opened(image), np.dstack([expected] * 3))
+    half = tiff(np.full((12, 16, 2), 64, np.uint8), bits=8, alpha=1)
+    np.testing.assert_allclose(opened(half), 64 + 255 - 64, atol=1)
+    mask = np.dstack([MASK, MASK]) * np.uint8(255)
+    np.testing.assert_array_equal(mask_pixels(tiff(mask, bits=8, alpha=1)), MASK)
 
 
 def test_alpha_that_says_something_lies_on_white() -> None:
@@ -213,6 +261,45 @@ def test_planes() -> None:
     np.testing.assert_array_equal(opened(together), COLOUR)
 
 
+def bmp(compression: int) -> bytes:
+    head = struct.pack("<IiiHHIIiiII", 40, 16, 12, 1, 24, compression, 576, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 630, 0, 0, 54) + head + COLOUR.tobytes()
+
+
+# Grey, or colours, and alpha in planes of their own.
+TWO, FOUR = np.stack([GREY] * 2), np.stack([GREY] * 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (tiff(TWO, bits=8, planar=2, alpha=2), "unknown raw mode"),
+        (tiff(FOUR, bits=8, photometric=2, planar=2, alpha=1), "unknown raw mode"),
+        (tiff(COLOUR, bits=8, photometric=2, compression=50001), "compression webp"),
+        (bmp(4), "Unsupported BMP compression"),
+    ],
+)
+def test_what_pillow_lacks_is_not_only_called_corrupt(
+    content: bytes, words: str
+) -> None:
+    reason = rf"or of a kind that is not read \(.*{words}.*\): convert it to PNG"
+    with pytest.raises(ValueError, match=reason):
+        open_image(content)
+
+
+def test_an_image_that_was_closed_is_not_called_corrupt() -> None:
+    image = Image.open(io.BytesIO(file(COLOUR)))
+    image.close()
+    with pytest.raises(ValueError, match=r"^Operation on closed image$"):
+        open_image(image)
+
+
+def test_words_of_pillow_about_damage_are_no_reason_alone() -> None:
+    for damaged in (b"P5\n8 8\n0\n" + bytes(64), b"P2\n2 2\n9\n1 x 3 4\n"):
+        with pytest.raises(ValueError, match=r"^truncated or corrupt \("):
+            open_image(damaged)
+
+
 @pytest.mark.parametrize(("dtype", "bits"), [("i1", 8), ("<i2", 16), ("<i4", 32)])
 def test_signed_pixels_are_refused_as_photos_not_as_masks(
     dtype: str, bits: int
@@ -272,12 +359,15 @@ def test_dark_and_black_photos_of_8_bits_do_not_warn() -> None:
         open_image(pixels)
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG"])
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG", "AVIF"])
 def test_several_pages_warn(kind: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
     pages = [Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)]
     content = file(pages[0], kind, save_all=True, append_images=pages[1:])
     with pytest.warns(UserWarning, match="several pages or pictures; only the first"):
         open_image(content)
+    opened(file(COLOUR, kind))
     with pytest.warns(UserWarning, match="only the first is read"):
         mask_pixels(file(GREY & 128, "TIFF", save_all=True, append_images=pages[:1]))
 
@@ -339,6 +429,62 @@ def test_masks_of_two_levels_are_read_by_their_grey(
     )
 
 
+BLACK, WHITE, RED = [0] * 3, [255] * 3, [255, 0, 0]
+RED_ON_WHITE = np.where(MASK[..., np.newaxis], RED, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "clear"),
+    [
+        # White on nothing, which is white too, or of one colour that is nothing else.
+        (palette_of(~MASK, WHITE + WHITE), 1),
+        (palette_of(MASK, WHITE + WHITE), 0),
+        (palette_of(MASK, BLACK + BLACK), 0),
+        (palette_of(MASK, WHITE + WHITE), b"\0\x80"),
+        (palette_of(~MASK, RED + WHITE), 1),
+        (palette_of(MASK, WHITE + RED), 0),
+        (Image.fromarray(RED_ON_WHITE), (255, 255, 255)),
+        (Image.fromarray(np.where(MASK, 200, 255).astype(np.uint8)), 255),
+        (Image.fromarray(np.where(MASK, 9, 65535).astype(np.uint16)), 65535),
+        # As they would be read without.
+        (palette_of(~MASK, WHITE + BLACK), 1),
+        (Image.fromarray(MASK), 0),
+        (Image.fromarray(MASK * np.uint8(255)), 0),
+        (Image.fromarray(MASK * np.uint8(2)), 7),
+        (Image.fromarray(MASK * np.uint16(2)), 0),
+        (Image.fromarray(MASK * np.uint16(2)), 7),
+    ],
+)
+def test_what_is_transparent_in_a_mask_is_not_painted(
+    image: Image.Image, clear: Any
+) -> None:
+    content = file(image, transparency=clear)
+    assert "transparency" in Image.open(io.BytesIO(content)).info
+    np.testing.assert_array_equal(mask_pixels(content), MASK)
+    np.testing.assert_array_equal(mask_pixels(Image.open(io.BytesIO(content))), MASK)
+
+
+@pytest.mark.parametrize(
+    ("image", "clear"),
+    [
+        (palette_of(~MASK, BLACK + WHITE), 1),
+        (Image.fromarray(~MASK), 1),
+        (Image.fromarray(~MASK * np.uint8(255)), 255),
+        (Image.fromarray(~MASK * np.uint16(65535)), 65535),
+        (Image.fromarray(~MASK * np.uint8(255)).convert("RGB"), (255, 255, 255)),
+    ],
+)
+def test_black_on_what_is_transparent_and_white_is_refused(
+    image: Image.Image, clear: Any
+) -> None:
+    """As with an alpha channel: either may be meant."""
+    with pytest.raises(ValueError, match="transparent ones count as black"):
+        mask_pixels(file(image, transparency=clear))
+    alpha = np.dstack([~MASK * np.uint8(255), MASK * np.uint8(255)])
+    with pytest.raises(ValueError, match="transparent ones count as black"):
+        mask_pixels(file(alpha))
+
+
 @pytest.mark.parametrize("mode", ["RGBX", "YCbCr", "CMYK", "RGB", "HSV"])
 def test_masks_as_images_of_any_mode(mode: str) -> None:
     image = Image.fromarray(MASK * np.uint8(255)).convert("RGB").convert(mode)
@@ -363,9 +509,6 @@ def test_deep_masks_in_colour(encode: Callable[[np.ndarray], bytes]) -> None:
     for label in (1, 200, 300):
         with pytest.raises(ValueError, match="save it in grey, or with 8 bits"):
             mask_pixels(encode(full // 65535 * np.uint16(label)))
-
-
-RED_ON_WHITE = np.where(MASK[..., np.newaxis], [255, 0, 0], 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -423,6 +566,45 @@ BROKEN["text that is a bomb, behind the pixels"] = file(COLOUR)[:-12] + BOMB + E
 BROKEN["gamma cut short, behind the pixels"] = (
     file(COLOUR)[:-12] + chunk(b"gAMA", b"\0") + END
 )
+
+
+@pytest.mark.parametrize("n_bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_palette_that_is_lost(n_bits: int, orientation: int) -> None:
+    """Pillow makes such a photo black."""
+    image = Image.fromarray(GREY).quantize(2**n_bits)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = file(image, bits=n_bits, exif=exif)
+    assert opened(content).max() > 0
+    start = content.index(b"PLTE") - 4
+    (length,) = struct.unpack_from(">I", content, start)
+    content = content[:start] + content[start + 12 + length :]
+    for broken in (content, Image.open(io.BytesIO(content))):
+        for read in (open_image, mask_pixels):
+            with pytest.raises(ValueError, match=r"corrupt \(it has no palette\)"):
+                read(broken)
+
+
+def test_palettes_without_colours_of_their_own_are_read() -> None:
+    image = Image.new("P", (16, 12), 3)
+    assert opened(image).shape == (12, 16, 3)
+    assert opened(file(image)).shape == (12, 16, 3)
+
+
+def test_zeros_behind_the_head_of_a_png_take_no_time() -> None:
+    """As a copy that stopped leaves them; they were taken for a million chunks."""
+    content = file(COLOUR)[:33]
+    zeros = bytes(2**25)
+    for broken in (content + zeros, content + b"\0\0\0\1" * 2**23):
+        start = time.process_time()
+        with pytest.raises(ValueError, match=r".+"):
+            open_image(broken)
+        assert time.process_time() - start < 1
+    # Whatever follows the photo.
+    np.testing.assert_array_equal(opened(BROKEN["wrong checksum"] + zeros), COLOUR)
+    odd = with_chunk(file(COLOUR), b"a!cd", b"\0" * 24)
+    np.testing.assert_array_equal(opened(odd), COLOUR)
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -493,6 +675,93 @@ def test_what_was_warned_of_is_warned_of_again(tmp_path: Path) -> None:
             SDPDetector(clip).fit().score_samples([path])
 
 
+LARGE = Image.fromarray(np.kron(COLOUR, GREY[..., np.newaxis]))
+PREVIEW = segment(0xE1, b"Exif\0\0" + file(COLOUR, "JPEG"))
+JPEGS = {
+    "plain": file(LARGE, "JPEG"),
+    "fine": file(LARGE, "JPEG", quality=95, subsampling=0),
+    "restarts": file(LARGE, "JPEG", restart_marker_rows=1),
+    "grey": file(LARGE.convert("L"), "JPEG"),
+}
+JPEGS["preview"] = JPEGS["plain"][:2] + PREVIEW + JPEGS["plain"][2:]
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_jpeg_without_an_end_warns(name: str) -> None:
+    """What broken copies leave; where Pillow sees it, it is an error."""
+    content = JPEGS[name]
+    n_read = 0
+    for kept in (len(content) // 3, len(content) // 2, len(content) - 2):
+        for tail in (bytes(len(content)), b"text" * len(content)):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                with contextlib.suppress(ValueError):
+                    open_image(content[:kept] + tail)
+                    n_read += 1
+                    assert "has no end mark" in str(caught[0].message)
+    assert n_read >= 2
+
+
+def of_scans(n_scans: int, **options: Any) -> bytes:
+    """A photo with its last scan once more, again and again."""
+    content = file(LARGE, "JPEG", **options)
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + last * (n_scans - content.count(b"\xff\xda")) + content[-2:]
+
+
+def of_scans_in_turn(n_scans: int) -> bytes:
+    """The same, one channel after another, and not progressive."""
+    grey = file(LARGE.convert("L"), "JPEG")
+    start = grey.index(b"\xff\xda")
+    at = grey.index(b"\xff\xc0")
+    frame = segment(0xC0, grey[at + 4 : at + 9] + b"\3\1\x11\0\2\x11\0\3\x11\0")
+    scan = grey[start:-2]
+    others = scan[:5] + b"\2" + scan[6:], scan[:5] + b"\3" + scan[6:]
+    remark = segment(0xFE, b"\xff\xd9")
+    head = grey[:at] + frame + grey[at + 13 : start]
+    scans = scan + remark + others[0] + others[1] * (n_scans - 2)
+    return head + scans + b"\xff\xd9"
+
+
+BEHIND = np.random.default_rng(0).bytes(2**26)
+
+
+def test_a_jpeg_of_many_scans_takes_no_hours() -> None:
+    many = of_scans(501, progressive=True)
+    padded = many[:2] + b"\xff\xff" + many[2:]
+    start = many.rindex(b"\xff\xda")
+    marked = many[:start] + b"\xff\1" + many[start:]
+    for content in (many, padded, marked, of_scans_in_turn(501)):
+        for read in (open_image, mask_pixels, image_size):
+            with pytest.raises(ValueError, match="JPEG image of more than 500 scans"):
+                read(content)
+    assert opened(of_scans(500, progressive=True)).shape == (144, 256, 3)
+    assert opened(of_scans_in_turn(3)).shape == (144, 256, 3)
+    # A film behind a photo has such marks by chance.
+    assert BEHIND.count(b"\xff\xda") > 500
+    for content in (file(LARGE, "JPEG", progressive=True), JPEGS["preview"]):
+        np.testing.assert_array_equal(opened(content + BEHIND), opened(content))
+    assert image_size(of_scans(900)) == (144, 256)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *JPEGS.values(),
+        file(LARGE, "JPEG", progressive=True),
+        file(Image.new("RGB", (640, 480), "white"), "JPEG", optimize=True),
+        file(LARGE, "MPO", save_all=True, append_images=[LARGE]),
+        # What cameras and servers put behind a photo.
+        *(
+            JPEGS["preview"] + tail
+            for tail in (bytes(9999), b"\r\n--x--", b"MotionPhoto")
+        ),
+    ],
+)
+def test_a_whole_jpeg_does_not_warn(content: bytes) -> None:
+    assert opened(content).size > 0
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", [*range(10), 255, 65535])
 def test_orientation_of_photos_and_sizes(kind: str, orientation: int) -> None:
@@ -503,6 +772,24 @@ def test_orientation_of_photos_and_sizes(kind: str, orientation: int) -> None:
     assert opened(content).shape[:2] == image_size(content) == expected
 
 
+CUT = {
+    "JPEG": file(COLOUR, "JPEG")[:100],
+    "JPEG with a preview": JPEGS["preview"][:1000],
+    "PNG": file(COLOUR)[:20],
+    "GIF": file(GREY, "GIF")[:8],
+    "WebP": file(COLOUR, "WEBP")[:15],
+    "JPEG 2000": file(COLOUR, "JPEG2000")[:60],
+    "JPEG 2000 without its stream": file(COLOUR, "JPEG2000")[:115],
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_photo_of_which_little_is_left(name: str) -> None:
+    """It is not of a kind that is not read."""
+    with pytest.raises(ValueError, match=r"^truncated or corrupt( \(.*\))?$"):
+        open_image(CUT[name])
+
+
 @pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
 def test_a_truncated_photo_of_a_format_that_is_read(
     kind: str, monkeypatch: pytest.MonkeyPatch
@@ -510,6 +797,10 @@ def test_a_truncated_photo_of_a_format_that_is_read(
     """The remedy is not to install what is there."""
     brand = {"AVIF": b"avif", "HEIF": b"heic"}[kind]
     content = b"\0\0\0\x18ftyp" + brand + bytes(100)
+    if kind == "AVIF":  # it may first name its family
+        monkeypatch.setitem(Image.OPEN, kind, None)
+        family = b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif" + bytes(60)
+        assert decoding.why_not_an_image(family) == "truncated or corrupt"
     monkeypatch.setitem(Image.OPEN, kind, None)
     assert decoding.why_not_an_image(content) == "truncated or corrupt"
     monkeypatch.delitem(Image.OPEN, kind)
@@ -530,14 +821,51 @@ def test_a_thin_photo_of_which_a_square_is_cut_out() -> None:
 OTHERS = {
     "HEIC": (b"\0\0\0\x18ftypheic" + bytes(100), "plug-in pillow-heif"),
     "HEIF of another brand": (b"\0\0\0\x18ftypmif1" + bytes(100), "pillow-heif"),
+    "HEIF of 10 bits": (b"\0\0\0\x18ftyphevx" + bytes(100), "plug-in pillow-heif"),
+    "HEIF that readers do not know": (
+        b"\0\0\0\x18ftypmiaf\0\0\0\0miafheic" + bytes(100),
+        "a HEIC photo of a kind that is not read: convert it",
+    ),
     "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript file"),
     "EPS with a preview": (b"\xc5\xd0\xd3\xc6" + bytes(60), "a PostScript file"),
     "PDF": (b"%PDF-1.7\n", "a PDF document"),
     "web page in capitals": (b"<HTML><head></head></HTML>", "a web page"),
+    "web page behind a mark": (b"\xef\xbb\xbf\n<html>", "a web page"),
+    "web page behind a remark": (b"<!-- a\nb --> <head>", "a web page"),
+    "JSON": (b'{"error": "not found"}', "the download went wrong"),
+    "headers": (b"HTTP/1.1 200 OK\r\n\r\n" + file(COLOUR), "the download went wrong"),
+    "error of a server": (b"<?xml version='1.0'?><Error><Code>", "an XML file, not an"),
     "SVG": (b"<?xml version='1.0'?><svg/>", "an SVG drawing"),
-    "ZIP": (b"PK\x03\x04" + bytes(60), "a ZIP archive"),
+    "SVG behind a remark": (b"\xef\xbb\xbf<!-- made --><svg/>", "an SVG drawing"),
+    "PDF behind a line": (b"\n%PDF-1.7\n", "a PDF document"),
+    "ZIP": (b"PK\x03\x04" + bytes(60), "a compressed file, not an image: unpack it"),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(60), "unpack it"),
+    "xz": (lzma.compress(file(COLOUR)), "unpack it"),
+    "tar": (b"a.png".ljust(257, b"\0") + b"ustar\0" + bytes(300), "unpack it"),
+    "line ends lost": (file(COLOUR).replace(b"\r\n", b"\n"), "by a copy as text"),
+    "line ends added": (file(COLOUR).replace(b"\n", b"\r\n"), "by a copy as text"),
+    "recoded PNG": (file(COLOUR).decode("latin1").encode(), "by a copy as text"),
+    "recoded JPEG": (
+        file(COLOUR, "JPEG").decode(errors="replace").encode(),
+        "by a copy as text",
+    ),
+    "zeros": (bytes(5000), "it begins with zeros, as a copy that was cut off"),
+    "annex": (b"/annex/objects/SHA256E-s1--0.png\n", "run git annex get"),
+    "link to annex": (b"../.git/annex/objects/xx", "run git annex get"),
+    "icon": (b"\0\0\1\0\1\0" + bytes(60), "an icon that is not read"),
+    "JPEG XR": (b"II\xbc\1" + bytes(60), "a JPEG XR image that is not read"),
+    "AVI": (b"RIFF\0\1\0\0AVI LIST" + bytes(60), "a video"),
+    "old MOV": (b"\0\0\0\x08wide\0\0\1\0mdat" + bytes(60), "a video"),
+    "raw photo of an MP4 kind": (b"\0\0\0\x18ftypcrx " + bytes(60), "a raw photo"),
     "QOI": (b"qoif" + bytes(60), "a QOI image"),
-    "JPEG of 12 bits": (b"\xff\xd8\xff" + bytes(60), "a JPEG image of a kind"),
+    "JPEG of 12 bits": (
+        b"\xff\xd8" + segment(0xC1, b"\x0c\0\x08\0\x08\1\1\x11\0") + b"\xff\xda",
+        "a JPEG image of a kind",
+    ),
+    "JPEG of no loss": (
+        b"\xff\xd8" + segment(0xC3, b"\x0c\0\x08\0\x08\1\1\x11\0") + b"\xff\xda",
+        "a JPEG image of a kind",
+    ),
     "PSD": (b"8BPS\0\1" + bytes(60), "a Photoshop file"),
     "JPEG XL": (b"\xff\x0a" + bytes(60), "a JPEG XL image"),
     "DICOM": (bytes(128) + b"DICM" + bytes(60), "a DICOM file"),

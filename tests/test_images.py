@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import struct
 import warnings
 import zlib
@@ -16,7 +17,7 @@ from PIL import Image
 
 from clipad_sklearn import CLIPImageEncoder, ImageReadError, list_images
 from clipad_sklearn._images import check_images, open_image
-from clipad_sklearn._masks import mask_pixels
+from clipad_sklearn._masks import mask_pixels, numbered_mask
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
@@ -56,9 +57,9 @@ class TestOpenImage:
 
     def test_alpha_lies_on_white(self) -> None:
         transparent = np.zeros((4, 4, 4), np.uint8)
-        transparent[0, 0, 3] = 1
-        assert np.asarray(open_image(transparent)).min() == 254
-        assert np.asarray(open_image(_file(transparent))).min() == 254
+        transparent[0, 0, 3] = 17
+        assert np.asarray(open_image(transparent)).min() == 238
+        assert np.asarray(open_image(_file(transparent))).min() == 238
         palette = Image.fromarray(RAMP).convert("P")
         file = io.BytesIO()
         palette.save(file, "PNG", transparency=palette.getpixel((0, 0)))
@@ -133,8 +134,17 @@ BAD_OBJECTS: dict[str, tuple[Any, str]] = {
     "one dimension": (np.zeros(5, np.uint8), "expected (height, width)"),
     "five channels": (np.zeros((4, 4, 5), np.uint8), "1, 3 or 4 channels"),
     "float up to 255": (RAMP.astype(float), "divide 8-bit values by 255"),
-    "negative float": (np.full((4, 4), -0.5), "must lie in [0, 1]"),
-    "NaN": (np.full((4, 4), np.nan), "must lie in [0, 1]"),
+    "negative float": (np.full((4, 4), -0.5), "shift or cut off what is negative"),
+    "float up to 4095": (
+        RAMP * 17.0,
+        "scale them by the largest value that the camera",
+    ),
+    "infinite": (np.full((4, 4), np.inf), "fill in what is infinite or not a number"),
+    "NaN": (np.array([[0, np.nan]]), "fill in what is infinite or not a number"),
+    "NaN in a TIFF": (
+        Image.fromarray(np.float32([[0, np.nan]])),
+        "fill in what is infinite or not a number",
+    ),
     "int64": (RAMP.astype(np.int64), "dtype int64"),
     "masked": (np.ma.array(RAMP, mask=RAMP > 9), "fill them, for example"),
     "complex": (RAMP.astype(complex), "dtype complex128"),
@@ -191,6 +201,25 @@ class TestBadImages:
         again = pickle.loads(pickle.dumps(error))
         assert again.failures == error.failures
         assert str(again) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\x1b[31m.png", r"a\x1b[31m.png"),
+        ("a\n  7: b.png", r"a\n  7: b.png"),
+        ("a\u202eb.png", r"a\u202eb.png"),
+        ("a\u2028b.png", r"a\u2028b.png"),
+        ("写真\u3000a\u202fb\u200d.png", "写真\u3000a\u202fb\u200d.png"),
+    ],
+)
+def test_names_in_errors_are_shown_as_one_line(name: str, shown: str) -> None:
+    with pytest.raises(ImageReadError) as error:
+        CLIPImageEncoder("tiny").transform([f"no/{name}"])
+    assert str(error.value).split("\n")[1:] == [f"  0: no/{shown}: no such file"]
+    assert error.value.failures == [(0, f"no/{name}", "no such file")]
+    with pytest.raises(ValueError, match=re.escape(f"Mask 3, no/{shown}: no such")):
+        numbered_mask(3, f"no/{name}")
 
 
 class TestCheckImages:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .._errors import printable
 from .._images import check_images, image_name, open_image
 from .._masks import numbered_mask
 from ._axes import pyplot
@@ -300,6 +301,6 @@ def _small_image(image: Any) -> np.ndarray:
     try:
         opened = open_image(image)
     except ValueError as error:
-        raise ValueError(f"{image_name(image)}: {error}") from error
+        raise ValueError(f"{printable(image_name(image))}: {error}") from error
     opened.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
     return np.asarray(opened)
