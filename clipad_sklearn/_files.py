@@ -411,8 +411,8 @@ def replacing(
     """
     target = os.fspath(path)
     if not (is_ours and os.path.islink(target)):
-        target = os.path.realpath(target)
         check_replaceable(target)
+        target = os.path.realpath(target)
     temporary = new_file(os.path.dirname(target), prefix)
     try:
         yield temporary
@@ -426,7 +426,13 @@ def replacing(
 
 
 def check_replaceable(target: str) -> None:
-    """Raise OSError for what is there and no regular file: root could replace it."""
+    """Raise OSError for what is there and no regular file: root could replace it.
+
+    Nor is a link of somebody else followed, who would choose what is replaced.
+    """
+    us = {0, os.geteuid()} if hasattr(os, "geteuid") else set[int]()
+    if us and os.path.islink(target) and os.lstat(target).st_uid not in us:
+        raise OSError(errno.EPERM, "is a link of another user", target)
     try:
         mode = os.stat(target).st_mode
     except FileNotFoundError:

@@ -22,7 +22,13 @@ from sklearn.utils import Bunch
 from ._clip.models import load
 from ._detectors.base import BaseDetector, warn_if_one_sided
 from ._detectors.class_names import last_step
-from ._files import UNFINISHED, check_not_special, parsed_json, replacing
+from ._files import (
+    UNFINISHED,
+    check_can_write,
+    check_not_special,
+    parsed_json,
+    replacing,
+)
 from ._images import check_images
 from ._score_rows import (
     SCORE_COLUMNS,
@@ -275,30 +281,20 @@ class _Job:
     digest: str  # of the manifest
 
 
+def check_out(out: str) -> None:
+    """Say what can be said of a folder for scores before the work begins."""
+    folder = os.path.abspath(os.path.expanduser(out))
+    _found_in(folder)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    check_can_write(folder)
+
+
 def _check_folder(folder: str, manifest: dict[str, Any]) -> bool:
     """Check that `folder` is free or this job's; return whether it is claimed."""
-    try:
-        found = _manifest_in(folder)
-        if not isinstance(found, dict):
-            raise ValueError
-    except FileNotFoundError:
-        if os.path.isdir(folder) and all(
-            name.startswith(UNFINISHED) for name in os.listdir(folder)
-        ):
-            return False
-        if os.path.lexists(folder):
-            raise ValueError(
-                f"{folder} is not empty and holds no scores of score_images; pass "
-                "another `out`"
-            ) from None
+    found = _found_in(folder)
+    if found is None:
         return False
-    except NotADirectoryError:
-        raise ValueError(f"{folder} is a file; pass a folder as `out`") from None
-    except (ValueError, IsADirectoryError):
-        raise ValueError(
-            f"{folder}: {_MANIFEST} is damaged, so nobody knows what the other "
-            "files belong to; delete the folder, or pass another `out`"
-        ) from None
     texts = _differences(found, manifest)
     differences = [
         texts[name]
@@ -312,6 +308,33 @@ def _check_folder(folder: str, manifest: dict[str, Any]) -> bool:
             "delete the folder"
         )
     return True
+
+
+def _found_in(folder: str) -> dict[str, Any] | None:
+    """Return the manifest of a folder, None if the folder is free."""
+    try:
+        found = _manifest_in(folder)
+        if not isinstance(found, dict):
+            raise ValueError
+        return found
+    except FileNotFoundError:
+        if os.path.isdir(folder) and all(
+            name.startswith(UNFINISHED) for name in os.listdir(folder)
+        ):
+            return None
+        if os.path.lexists(folder):
+            raise ValueError(
+                f"{folder} is not empty and holds no scores of score_images; pass "
+                "another `out`"
+            ) from None
+        return None
+    except NotADirectoryError:
+        raise ValueError(f"{folder} is a file; pass a folder as `out`") from None
+    except (ValueError, IsADirectoryError):
+        raise ValueError(
+            f"{folder}: {_MANIFEST} is damaged, so nobody knows what the other "
+            "files belong to; delete the folder, or pass another `out`"
+        ) from None
 
 
 def _manifest_in(folder: str) -> Any:

@@ -38,6 +38,15 @@ _STRIP = 256  # rows
 _LONGEST_NAME = 230
 
 
+def map_files(folder: str, paths: Sequence[str], map_format: str) -> list[str]:
+    """Return what will be written into the folder."""
+    return [
+        os.path.join(parent, name)
+        for parent, names in _written(folder, _targets(paths, folder), map_format)
+        for name in (OUTPUT_LIST, *names)
+    ]
+
+
 def check_map_folder(folder: str, paths: Sequence[str], map_format: str) -> None:
     """Make the folder and note what will be there; say at once if that cannot be."""
     try:
@@ -126,12 +135,7 @@ def write_overlays(
 
 def _claim(folder: str, targets: Sequence[str], map_format: str) -> None:
     """Make the folders, and note in each what is about to be written there."""
-    names: dict[str, list[str]] = {folder: ["legend.png", "regions.csv"]}
-    for target in targets:
-        parent, name = os.path.split(target)
-        written = [f"{name}.map.{map_format}", f"{name}.overlay.png"]
-        names.setdefault(parent, []).extend(written)
-    for parent, listed in names.items():
+    for parent, listed in _written(folder, targets, map_format):
         _check_no_link(folder, parent)
         os.makedirs(parent, exist_ok=True)
         for name in (OUTPUT_LIST, *listed):
@@ -146,6 +150,18 @@ def _claim(folder: str, targets: Sequence[str], map_format: str) -> None:
             if os.path.exists(path) and not _is_made_here(path):
                 # In the place of one that was deleted.
                 raise FileExistsError(f"{path} is there and was not written by clipad")
+
+
+def _written(
+    folder: str, targets: Sequence[str], map_format: str
+) -> list[tuple[str, list[str]]]:
+    """Return each folder and the names of what will be there."""
+    names: dict[str, list[str]] = {folder: ["legend.png", "regions.csv"]}
+    for target in targets:
+        parent, name = os.path.split(target)
+        written = [f"{name}.map.{map_format}", f"{name}.overlay.png"]
+        names.setdefault(parent, []).extend(written)
+    return list(names.items())
 
 
 def _check_no_link(folder: str, parent: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from .._errors import printable
-from .._files import check_can_write, check_replaceable, error_words, replacing
+from .._files import check_can_write, check_replaceable, replacing
 from .._progress import set_hidden
 
 
@@ -145,7 +145,7 @@ def check_writable(paths: Sequence[str], inputs: Collection[str] = ()) -> None:
             check_replaceable(path)  # also what /dev/stdout leads to
             check_can_write(folder)
         except OSError as error:
-            raise UsageError(f"{path}: {error_words(error)}") from error
+            raise UsageError(f"{path}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -155,7 +155,9 @@ def writing(path: str, *, is_ours: bool = False) -> Iterator[str]:
         with replacing(path, is_ours=is_ours) as temporary:
             yield temporary
     except OSError as error:
-        raise UsageError(f"{path} was not written: {error_words(error)}") from error
+        raise UsageError(
+            f"{path} was not written: {error.strerror or error}"
+        ) from error
 
 
 def write_text(

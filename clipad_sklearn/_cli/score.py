@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._detectors.maps import resized
-from .._score_images import score_images
+from .._files import error_words
+from .._score_images import check_out, score_images
 from .._score_rows import Failures, has_margins, score_readable, scores_and_maps
 from .detectors import Fitted, TileScorer, obtain_detector, save_detector
 from .output import (
@@ -58,11 +59,22 @@ def run(settings: ScoreSettings) -> int:
     n_unlisted = sum(photos.n_unreadable for photos in found)
     paths, references, good, bad = (photos.paths for photos in found)
     masks = [] if settings.ignore is None else [settings.ignore]
-    check_writable(settings.files, [*paths, *references, *good, *bad, *masks])
+    taken = [*paths, *references, *good, *bad, *masks, *_cache_files(settings)]
     if settings.maps:
-        from .maps import check_map_folder
+        from .maps import check_map_folder, map_files
 
+        taken += map_files(settings.maps, paths, settings.map_format)
+    check_writable(settings.files, taken)
+    if settings.maps:
         check_map_folder(settings.maps, paths, settings.map_format)
+    if settings.dask is not None:
+        assert settings.out is not None
+        try:
+            check_out(settings.out)
+        except OSError as error:
+            raise UsageError(f"--out {settings.out}: {error_words(error)}") from error
+        except ValueError as error:
+            raise UsageError(_with_options(error)) from error
     stage(f"found {counted(len(paths), 'photo')}")
     if settings.dask is not None:
         status = _run_on_dask(settings, paths, references, good, bad)
@@ -100,6 +112,16 @@ def run(settings: ScoreSettings) -> int:
     if lost:
         raise UsageError("\n".join(lost.values()))
     return 1 if n_failures + n_unlisted + len(scored.without_map) else 0
+
+
+def _cache_files(settings: ScoreSettings) -> list[str]:
+    """Return what the cache writes."""
+    from .._clip.embedding_cache import FolderCache, open_cache
+
+    cache = open_cache(settings.clip_settings["embedding_cache"])
+    if not isinstance(cache, FolderCache):
+        return []
+    return [f"{cache.path}{ending}" for ending in ("", "-wal", "-shm")]
 
 
 # -- scores, and maps of the same pass ------------------------------------------

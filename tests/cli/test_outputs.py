@@ -52,6 +52,9 @@ def score(*options: str) -> int:
     return main(["score", "photos", *detector, *options])
 
 
+CACHE = "c/embeddings-v1.sqlite"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -70,6 +73,14 @@ def score(*options: str) -> int:
         (["--method", "sdp", "--maps", "taken"], "regions.csv is there and was not"),
         (["--method", "sdp", "--maps", "listed"], "outputs.json is there and was not"),
         (["--method", "sdp", "--maps", "a_file"], "--maps a_file"),
+        (["--maps", "m", "--out", "m/regions.csv"], "is to be written twice"),
+        (["--maps", "m", "--save", "m/0.map.png"], "is to be written twice"),
+        (["--maps", "m", "--save", "m/.clipad-outputs.json"], "to be written twice"),
+        (["--embedding-cache", "c", "--save", CACHE], "is to be written twice"),
+        (["--save", "/proc/saved"], "/proc/saved: "),
+        (["--dask", "local", "--out", "taken"], "taken is not empty and holds no sc"),
+        (["--dask", "local", "--out", "a_file"], "a_file is a file"),
+        (["--dask", "local", "--out", "/proc/scores"], "--out /proc/scores: "),
     ],
 )
 def test_said_before_the_work(
@@ -84,6 +95,10 @@ def test_said_before_the_work(
         os.makedirs(os.path.dirname(name))
         Path(name).write_text("somebody's own")
     Path("a_file").touch()
+    if "--dask" in options:
+        pytest.importorskip("pyarrow", reason="needs the extra [dask]")
+    for name in ("m", "c"):
+        os.mkdir(name)
     before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
     assert score(*options) == 2
     captured = capsys.readouterr()
@@ -92,7 +107,25 @@ def test_said_before_the_work(
     assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_what_the_run_reads_is_not_written_over(folder: Path, capsys: Any) -> None:
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root may give links away"
+)
+def test_links_of_other_users(folder: Path, capsys: Any) -> None:
+    Path("kept.csv").write_text("kept")
+    os.symlink("kept.csv", "planted.csv")
+    os.lchown("planted.csv", 4321, 4321)
+    assert score("--out", "planted.csv") == 2
+    assert "planted.csv: is a link of another user" in capsys.readouterr().err
+    assert Path("kept.csv").read_text() == "kept"
+    os.lchown("planted.csv", 0, 0)
+    assert score("--out", "planted.csv") == 0
+    assert Path("kept.csv").read_text() != "kept"
+
+
+def test_what_the_run_reads_is_not_written_over(
+    folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder))
     for name in ("good.txt", "bad.txt"):
         Path(name).write_text("{}\n")
     shutil.copytree(TINY, "model")
@@ -102,6 +135,7 @@ def test_what_the_run_reads_is_not_written_over(folder: Path, capsys: Any) -> No
         [*words, "--save", "good.txt"],
         [*words, "--save", "./bad.txt"],
         ["--clip", "./model", "--save", in_model],
+        ["--clip", "~/model", "--save", in_model],
         ["--clip", f"ViT-S-16-alt/{in_model}", "--save", in_model],
     ):
         before = [path.read_bytes() for path in sorted(folder.rglob("*.*"))]
