@@ -117,7 +117,9 @@ class LoadedModel:
     def fingerprint(self, resize: str) -> str:
         """Hash of weights and preprocessing that outlives versions of torch."""
         digest = self._state_digest.copy()
-        mean, std = (tuple(map(float, self.preprocess_cfg[k])) for k in ("mean", "std"))
+        mean, std = (
+            tuple(map(float, np.ravel(self.preprocess_cfg[k]))) for k in ("mean", "std")
+        )
         how = f"{resize} {self.preprocess_cfg.get('interpolation', 'bicubic')}"
         digest.update(f"{self.input_size} {mean} {std} {how}{self._structure}".encode())
         return str(digest.hexdigest())

@@ -293,3 +293,180 @@ def test_torchscript_archive(
     shutil.copy(archive, folder / "open_clip_pytorch_model.bin")
     with pytest.raises(ValueError, match="is a TorchScript archive"):
         load(OpenCLIP(str(folder)))
+
+
+_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n"
+_WEIGHTS = "open_clip_model.safetensors"
+
+
+class TestInsteadOfFiles:
+    """What lies there is not what its name says."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        shutil.copytree(TINY, tmp_path / "clip")
+        return tmp_path / "clip"
+
+    @pytest.mark.parametrize("name", [_WEIGHTS, "pytorch_model.bin", "model.pth"])
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (_POINTER, "%s' is a pointer of Git LFS, .* 'git lfs pull'"),
+            (b"\n<!DOCTYPE html><html>", "%s' is a web page, .* download it again"),
+            (b"\x89PNG\r\n", "%s, are truncated, damaged or no weights"),
+            (pickle.dumps({"a": _POINTER}), "%s, are truncated, damaged or no weights"),
+        ],
+    )
+    def test_weights(
+        self, folder: Path, name: str, content: bytes, message: str
+    ) -> None:
+        (folder / _WEIGHTS).unlink()
+        (folder / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message % name) as error:
+            load(OpenCLIP(str(folder)))
+        assert "weights_only" not in str(error.value)
+        if message.startswith("%s' is"):
+            (folder / "open_clip_config.json").unlink()
+            with pytest.raises(ValueError, match=message % name):
+                load(OpenCLIP("ViT-S-32-alt", str(folder / name)))
+
+    def test_no_advice_to_read_unsafely(self, tmp_path: Path) -> None:
+        path = tmp_path / "weights.pt"
+        for content in (b"\x89PNG\r\n", b"text", pickle.dumps({"a": load})):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match="cannot be read as") as error:
+                load(OpenCLIP("ViT-S-32-alt", str(path)))
+            assert "weights_only" not in str(error.value)
+
+    @pytest.mark.parametrize("name", ["open_clip_config.json", "bpe_merges.txt.gz"])
+    def test_other_files(self, folder: Path, name: str) -> None:
+        (folder / name).write_bytes(_POINTER)
+        with pytest.raises(ValueError, match=f"{name}' is a pointer of Git LFS"):
+            load(OpenCLIP(str(folder)))
+
+    def test_a_file_that_is_not_needed(self, folder: Path) -> None:
+        (folder / "pytorch_model.bin").write_bytes(_POINTER)
+        assert load(OpenCLIP(str(folder))).embedding_width == 128
+        whole = (folder / _WEIGHTS).read_bytes()
+        (folder / _WEIGHTS).write_bytes(whole[:9000])
+        with pytest.raises(ValueError, match=f"{_WEIGHTS}, are truncated"):
+            load(OpenCLIP(str(folder)))
+
+
+class TestFaultsOfTheConfig:
+    """The error names the config, not the weights or the tokenizer."""
+
+    def _load(self, folder: Path, tower: str = "", **settings: Any) -> None:
+        shutil.copytree(TINY, folder, dirs_exist_ok=True)
+        path = folder / "open_clip_config.json"
+        config = json.loads(path.read_text())
+        model = config["model_cfg"]
+        (model[tower] if tower else config).update(settings)
+        path.write_text(json.dumps(config))
+        load(OpenCLIP(str(folder)))
+
+    @pytest.mark.parametrize(
+        "settings",
+        [{"layers": "x"}, {"patch_size": 0}, {"width": "64"}, {"unheard_of": 1}],
+    )
+    def test_no_model_can_be_built(
+        self, tmp_path: Path, settings: dict[str, Any]
+    ) -> None:
+        message = r"open_clip_config\.json describes no model that can be built here \("
+        with pytest.raises(ValueError, match=message):
+            self._load(tmp_path, "vision_cfg", **settings)
+
+    @pytest.mark.parametrize(
+        ("tower", "name", "value"),
+        [
+            ("vision_cfg", "width", 10**12),
+            ("vision_cfg", "image_size", 10**8),
+            ("text_cfg", "vocab_size", 10**12),
+        ],
+    )
+    def test_more_memory_than_there_is(
+        self, tmp_path: Path, tower: str, name: str, value: int
+    ) -> None:
+        with pytest.raises(ValueError, match="needs more memory than there is"):
+            self._load(tmp_path, tower, **{name: value})
+
+    @pytest.mark.parametrize("layers", [2000, 1e30, [1, 2000, 1, 1]])
+    @pytest.mark.parametrize("tower", ["vision_cfg", "text_cfg"])
+    def test_layers_without_an_end(
+        self, tmp_path: Path, tower: str, layers: Any
+    ) -> None:
+        with pytest.raises(ValueError, match="expected at most 1000 layers"):
+            self._load(tmp_path, tower, layers=layers)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("tokenizer_kwargs", {"bpe_path": 7}),
+            ("hf_model_name", ["x"]),
+            ("hf_tokenizer_name", 7),
+        ],
+    )
+    def test_names_that_are_none(self, tmp_path: Path, name: str, value: Any) -> None:
+        inner = "bpe_path" if name == "tokenizer_kwargs" else name
+        message = rf"not a valid open_clip config \(TypeError: {inner} is a string\)"
+        with pytest.raises(ValueError, match=message):
+            self._load(tmp_path, "text_cfg", **{name: value})
+
+    @pytest.mark.parametrize("settings", [{"clean": "x"}, {"unheard_of": 1}])
+    def test_no_tokenizer(self, tmp_path: Path, settings: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="tokenizer_kwargs, or the merges they"):
+            self._load(tmp_path, "text_cfg", tokenizer_kwargs=settings)
+
+    def test_no_merges(self, tmp_path: Path) -> None:
+        message = "names them as bpe_path='gone.gz', but there is no file"
+        with pytest.raises(OSError, match=message):
+            self._load(tmp_path, "text_cfg", tokenizer_kwargs={"bpe_path": "gone.gz"})
+
+    @pytest.mark.parametrize("name", ["hf-hub:acme/x", "hf_hub:acme/x", "local-dir:/x"])
+    def test_a_tower_from_elsewhere(
+        self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_network(*_: Any, **__: Any) -> None:
+            raise AssertionError("a connection is opened")
+
+        monkeypatch.setattr("socket.socket.connect", no_network)
+        message = f"timm_model_name='{name}': expected a model of timm"
+        with pytest.raises(ValueError, match=message):
+            self._load(tmp_path, "vision_cfg", timm_model_name=name)
+
+    @pytest.mark.parametrize("value", [[1], "x", 7])
+    def test_preprocessing_of_another_kind(self, tmp_path: Path, value: Any) -> None:
+        with pytest.raises(ValueError, match="preprocess_cfg is an object"):
+            self._load(tmp_path, preprocess_cfg=value)
+
+    @pytest.mark.parametrize("std", [[-1, -1, -1], [0.2, -0.2, 0.2], -1])
+    def test_negative_std(self, tmp_path: Path, std: Any) -> None:
+        with pytest.raises(ValueError, match=r"not valid \(std is not above 0\)"):
+            self._load(tmp_path, preprocess_cfg={"std": std})
+
+    def test_one_number_for_all_colours(
+        self, tmp_path: Path, photos: list[np.ndarray]
+    ) -> None:
+        self._load(tmp_path / "one", preprocess_cfg={"mean": 0.5, "std": 0.25})
+        settings = {"mean": [0.5] * 3, "std": [0.25] * 3}
+        self._load(tmp_path / "three", preprocess_cfg=settings)
+        one, three = (
+            OpenCLIP(str(tmp_path / name), embedding_cache=None).encode_image(
+                photos[:2]
+            )
+            for name in ("one", "three")
+        )
+        np.testing.assert_array_equal(one, three)
+        assert PromptDetector(str(tmp_path / "one")).fit(None).clip_fingerprint_
+
+    def test_not_a_file_of_text(self, tmp_path: Path) -> None:
+        shutil.copytree(TINY, tmp_path / "clip")
+        path = tmp_path / "clip" / "open_clip_config.json"
+        path.write_bytes(path.read_text().encode("utf-16") * 9)
+        with pytest.raises(ValueError, match="not a valid open_clip config") as error:
+            load(OpenCLIP(str(path.parent)))
+        assert len(str(error.value)) < 400
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(ValueError, match="json cannot be read: is a directory"):
+            load(OpenCLIP(str(path.parent)))
