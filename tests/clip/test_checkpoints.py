@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -17,11 +18,20 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import OneClassSVM
 
-from clipad_sklearn import OpenCLIP, PromptDetector
+from clipad_sklearn import (
+    CLIPImageEncoder,
+    OpenCLIP,
+    PromptDetector,
+    SDPDetector,
+    WinCLIPDetector,
+)
 from clipad_sklearn._clip.models import load
 from clipad_sklearn._clip.settings import check_clip
 from clipad_sklearn._clip.source import TINY
+from clipad_sklearn._score_rows import score_readable
 
 
 class _Payload:
@@ -224,6 +234,15 @@ class TestOddNeighbours:
             load(OpenCLIP("ViT-S-32", file))
 
 
+def _set_to_zero(folder: Path, name: str) -> None:
+    path = folder / "open_clip_model.safetensors"
+    weights = load_file(path)
+    for key in weights:
+        if key.startswith(name):
+            weights[key].zero_()
+    save_file(weights, path)
+
+
 class TestDamaged:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -239,6 +258,52 @@ class TestDamaged:
         save_file(weights, path)
         with pytest.raises(ValueError, match=f"damaged: {name} holds values that are"):
             load(OpenCLIP(str(folder)))
+
+    @pytest.mark.parametrize("method", ["prompt", "windows", "maps"])
+    @pytest.mark.parametrize("name", ["visual.proj", "visual.ln_post"])
+    def test_photos_without_direction(
+        self, folder: Path, name: str, method: str, photos: list[np.ndarray]
+    ) -> None:
+        _set_to_zero(folder, name)
+        clip = OpenCLIP(str(folder), device="cpu")
+        assert np.isnan(clip.encode_image(photos[:2])).all()
+        detector: Any = {
+            "prompt": make_pipeline(CLIPImageEncoder(clip), PromptDetector(clip)),
+            "windows": WinCLIPDetector(clip),
+            "maps": SDPDetector(clip),
+        }[method].fit(None)
+        if method != "prompt":  # never 0.000, which looks like a score
+            with contextlib.suppress(ValueError):
+                assert np.isnan(detector.score_samples(photos[:2])).all()
+            return
+        scores, _, failures = score_readable(detector, photos[:2])
+        assert np.isnan(scores).all()
+        assert [index for index, _, _ in failures] == [0, 1]
+        assert "weights, or mean and std" in failures[0][2]
+        assert "use precision" not in failures[0][2]
+
+    @pytest.mark.parametrize("name", ["text_projection", "ln_final"])
+    def test_texts_without_direction(self, folder: Path, name: str) -> None:
+        _set_to_zero(folder, name)
+        message = "^The embedding of 'bolt' is not a number: the model's weights, or"
+        with pytest.raises(ValueError, match=message):
+            OpenCLIP(str(folder), device="cpu").encode_text(["bolt"])
+
+    def test_overflow_at_half_precision(
+        self, folder: Path, photos: list[np.ndarray]
+    ) -> None:
+        path = folder / "open_clip_model.safetensors"
+        weights = load_file(path)
+        weights["text_projection"] *= 1e5
+        weights["visual.proj"] *= 1e5
+        save_file(weights, path)
+        clip = OpenCLIP(str(folder), device="cpu", precision="fp16")
+        with pytest.raises(ValueError, match="overflows at this precision, use prec"):
+            clip.encode_text(["bolt"])
+        outliers = OneClassSVM().fit(np.eye(128))
+        detector = make_pipeline(CLIPImageEncoder(clip), outliers)
+        (failure,) = score_readable(detector, photos[:1])[2]
+        assert "overflows at this precision, use precision='fp32'" in failure[2]
 
     @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"no checkpoint"])
     @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
