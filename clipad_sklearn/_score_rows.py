@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from . import metrics
 from ._clip.encoding import encode_images
 from ._clip.image_encoder import CLIPImageEncoder
 from ._clip.kept_model import check_same_clip
+from ._clip.models import why_not_a_number
 from ._clip.read_once import given, groups
 from ._clip.settings import OpenCLIP, check_clip
 from ._detectors.base import BaseDetector
@@ -131,7 +132,7 @@ def score_readable(
     """
     if isinstance(detector, Pipeline):
         return _score_embedded(detector, images)
-    scores, failures = _score_images(detector.score_samples, images)
+    scores, failures = _score_images(detector, images)
     failed = {index for index, _, _ in failures}
     seen = [image for i, image in enumerate(images) if i not in failed]
     return scores, seen, failures
@@ -143,7 +144,7 @@ def _score_embedded(
     clip = check_clip(detector[0].clip)
     embeddings, failures = encode_images(clip, images, "nan")
     check_same_clip(detector[0], clip)
-    failures = _with_not_a_number(embeddings, images, failures)
+    failures = _with_not_a_number(detector, embeddings, images, failures)
     readable = np.isfinite(embeddings).all(axis=1)
     scores = np.full(len(embeddings), np.nan)
     features = embeddings[readable]
@@ -151,12 +152,10 @@ def _score_embedded(
         if len(detector) > 2:
             features = detector[1:-1].transform(features)
         scores[readable] = detector[-1].score_samples(features)
-    return scores, features, _with_not_a_number(scores, images, failures)
+    return scores, features, _with_not_a_number(detector, scores, images, failures)
 
 
-def _score_images(
-    score_samples: Callable[[Any], np.ndarray], images: Sequence[Any]
-) -> tuple[np.ndarray, Failures]:
+def _score_images(detector: Any, images: Sequence[Any]) -> tuple[np.ndarray, Failures]:
     """Score images chunk by chunk, without those that cannot be read."""
     scores = np.full(len(images), np.nan)
     failures: Failures = []
@@ -164,7 +163,7 @@ def _score_images(
         left = list(range(start, min(start + _CHUNK, len(images))))
         while left:
             try:
-                scores[left] = score_samples([images[i] for i in left])
+                scores[left] = detector.score_samples([images[i] for i in left])
                 break
             except ImageReadError as error:
                 if not error.failures:
@@ -173,7 +172,7 @@ def _score_images(
                 failures += failed
                 gone = {index for index, _, _ in failed}
                 left = [index for index in left if index not in gone]
-    return scores, _with_not_a_number(scores, images, sorted(failures))
+    return scores, _with_not_a_number(detector, scores, images, sorted(failures))
 
 
 def readable_maps(
@@ -232,22 +231,23 @@ def scores_and_maps(
 
 
 def _with_not_a_number(
-    values: np.ndarray, images: Sequence[Any], failures: Failures
+    detector: Any, values: np.ndarray, images: Sequence[Any], failures: Failures
 ) -> Failures:
     """Add a failure for every row that is not a number and has none yet."""
     finite = np.isfinite(values)
     bad = np.flatnonzero(~(finite if values.ndim == 1 else finite.all(axis=1)))
     known = {index for index, _, _ in failures}
-    reason = (
-        "its score is not a number: the model overflows at this precision, "
-        "use precision='fp32'"
-    )
+    if known.issuperset(bad.tolist()):
+        return failures
+    clips = clips_of(detector)
+    why = f": {why_not_a_number(*clips)}" if clips else ""
+    reason = f"its score is not a number{why}"
     added = [
         (i, image_name(given(images[i])), reason)
         for i in bad.tolist()
         if i not in known
     ]
-    return sorted([*failures, *added]) if added else failures
+    return sorted([*failures, *added])
 
 
 def score_row(

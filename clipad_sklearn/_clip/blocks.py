@@ -12,6 +12,15 @@ import torch
 from torch.nn import functional
 
 
+def directions(features: torch.Tensor) -> torch.Tensor:
+    """Rows of length 1 in float32; NaN where one has no direction, as of zero weights.
+
+    `functional.normalize` would make zeros of these, which look like embeddings.
+    """
+    features = features.float()
+    return features / features.norm(dim=-1, keepdim=True)
+
+
 def project(block: Any, x: torch.Tensor, which: str = "qkv") -> torch.Tensor:
     """Queries, keys and values of tokens, or some of them, side by side."""
     attention = block.attn

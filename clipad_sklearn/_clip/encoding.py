@@ -28,7 +28,7 @@ from .kept_model import (
     may_fill_context,
     text_names,
 )
-from .models import load
+from .models import load, why_not_a_number
 from .read_once import ReadOnce, given
 
 if TYPE_CHECKING:
@@ -59,6 +59,12 @@ def encode_texts(clip: OpenCLIP, texts: Sequence[str]) -> np.ndarray:
         known = {text: hits[key] for text, key in keys.items() if key in hits}
     missing = [text for text in unique if text not in known]
     for batch, embeddings in _encoded_batches(model, missing, clip.batch_size):
+        bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+        if len(bad):
+            raise ValueError(
+                f"The embedding of {batch[bad[0]]!r} is not a number: "
+                f"{why_not_a_number(clip)}."
+            )
         known.update(zip(batch, embeddings, strict=True))
         if cache is not None:
             cache.put_many({keys[text]: known[text] for text in batch})

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from torch.nn import functional
 
+from .blocks import directions
 from .image_size import set_image_size, unfit_size
 from .kept_model import may_fill_context
 from .loading import create
@@ -75,7 +75,8 @@ class LoadedModel:
         _ = self.identity  # with its digest, of the weights as they were loaded
         set_image_size(self.model.visual, size)
         try:
-            probe = self.encode_pixels(torch.zeros((1, 3, *size)))
+            # Of zeros, towers without biases make zeros.
+            probe = self.encode_pixels(torch.ones((1, 3, *size)))
         except Exception as error:
             raise unfit_size(self.model.visual, size, str(error)) from error
         if not np.isfinite(probe).all():
@@ -117,7 +118,9 @@ class LoadedModel:
     def fingerprint(self, resize: str) -> str:
         """Hash of weights and preprocessing that outlives versions of torch."""
         digest = self._state_digest.copy()
-        mean, std = (tuple(map(float, self.preprocess_cfg[k])) for k in ("mean", "std"))
+        mean, std = (
+            tuple(map(float, np.ravel(self.preprocess_cfg[k]))) for k in ("mean", "std")
+        )
         how = f"{resize} {self.preprocess_cfg.get('interpolation', 'bicubic')}"
         digest.update(f"{self.input_size} {mean} {std} {how}{self._structure}".encode())
         return str(digest.hexdigest())
@@ -372,4 +375,4 @@ def _vocabulary(tokenizer: Any) -> list[tuple[str, int]]:
 
 
 def _normalised(features: torch.Tensor) -> np.ndarray:
-    return functional.normalize(features.float(), dim=-1).cpu().numpy()
+    return directions(features).cpu().numpy()

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import logging
 import os
+import traceback
 import urllib.error
 import urllib.request
 import zipfile
@@ -22,7 +23,7 @@ import open_clip
 import torch
 
 from .._errors import WeightsNotFound
-from .._files import check_not_special
+from .._files import check_not_special, error_words
 from .source import CONFIG, Source
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 _TOWERS = ("vision_cfg", "text_cfg")
 # Endings of what open_clip, safetensors and transformers read in a folder.
 _READ = (".json", ".safetensors", ".bin", ".pt", ".pth", ".txt", ".gz", ".model")
+_MOST_LAYERS = 1000  # a config asks for more only by mistake, or to keep us busy
 _OF_ANOTHER_MODEL = ("size mismatch", "Missing key", "Unexpected key")
 
 
@@ -76,7 +78,9 @@ def _for_open_clip(source: Source) -> str:
 
 
 @contextlib.contextmanager
-def _explained(source: Source, needs_hub: bool) -> Iterator[None]:
+def _explained(
+    source: Source, needs_hub: bool, of_tokenizer: bool = False
+) -> Iterator[None]:
     """Surroundings of a call of open_clip; its errors become what a user can do."""
     reach = _offline_if_unreachable() if needs_hub else contextlib.nullcontext()
     try:
@@ -85,7 +89,7 @@ def _explained(source: Source, needs_hub: bool) -> Iterator[None]:
     except ImportError:
         raise  # it names the package that is missing
     except Exception as error:
-        raise _explain(error, source) from error
+        raise _explain(error, source, of_tokenizer) from error
 
 
 @contextlib.contextmanager
@@ -197,7 +201,15 @@ def _text_config(source: Source) -> dict[str, Any]:
         for inside in folder.iterdir():
             if inside.suffix in _READ:
                 check_not_special(inside)
-        return _folder_config(folder)["model_cfg"]["text_cfg"]
+        model_cfg = _folder_config(folder)["model_cfg"]
+        name = str(model_cfg["vision_cfg"].get("timm_model_name"))
+        if ":" in name:
+            raise ValueError(
+                f"{folder / CONFIG}: timm_model_name={name!r}: expected a model of "
+                "timm. A folder's tower comes from no repository of the hub and from "
+                "no other folder."
+            )
+        return model_cfg["text_cfg"]
     if source.is_hub:
         from huggingface_hub import hf_hub_download
 
@@ -211,27 +223,88 @@ def _text_config(source: Source) -> dict[str, Any]:
 
 
 def _folder_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = _read_config(path)
         if not all(isinstance(config["model_cfg"][key], dict) for key in _TOWERS):
             raise TypeError("towers are described by objects")
         text_cfg = config["model_cfg"]["text_cfg"]
-        if not isinstance(text_cfg.get("tokenizer_kwargs") or {}, dict):
-            raise TypeError("tokenizer_kwargs is an object")
+        of_tokenizer = text_cfg.get("tokenizer_kwargs") or {}
+        for name, value in (
+            ("tokenizer_kwargs", of_tokenizer),
+            ("preprocess_cfg", config.get("preprocess_cfg") or {}),
+        ):
+            if not isinstance(value, dict):
+                raise TypeError(f"{name} is an object")
+        for name, value in (
+            ("bpe_path", of_tokenizer.get("bpe_path")),
+            ("hf_model_name", text_cfg.get("hf_model_name")),
+            ("hf_tokenizer_name", text_cfg.get("hf_tokenizer_name")),
+        ):
+            if not isinstance(value or "", str):
+                raise TypeError(f"{name} is a string")
         return config
     except FileNotFoundError:
         raise _not_found(str(folder), str(folder), f"no {CONFIG} there") from None
-    except (
-        LookupError,
-        RecursionError,
-        AttributeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (LookupError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"{folder / CONFIG} is not a valid open_clip config ({error!r}): it needs "
-            "model_cfg with vision_cfg and text_cfg."
+            f"{path} is not a valid open_clip config ({type(error).__name__}: "
+            f"{_start(error)}): it needs model_cfg with vision_cfg and text_cfg."
         ) from error
+
+
+def _read_config(path: Path) -> Any:
+    """Return the settings of a model in a file, unless they would keep us busy."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        deep = _too_many_layers(settings)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error_words(error)}.") from error
+    except (RecursionError, ValueError) as error:
+        kind = "open_clip config" if path.name == CONFIG else "config of transformers"
+        reason = f"{type(error).__name__}: {_start(error)}"
+        raise ValueError(
+            _instead_of(path) or f"{path} is not a valid {kind} ({reason})."
+        ) from error
+    if deep:
+        raise ValueError(f"{path}: {deep}: expected at most {_MOST_LAYERS} layers.")
+    return settings
+
+
+def _too_many_layers(settings: Any) -> str:
+    """Return the setting by which a model would be built without an end, or nothing."""
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        counts = value if isinstance(value, list) else [value]
+        if name.rstrip("s").endswith("layer") and any(
+            isinstance(count, (int, float)) and count > _MOST_LAYERS for count in counts
+        ):
+            return f"{name}={value}"
+        inner = _too_many_layers(value)
+        if inner:
+            return inner
+    return ""
+
+
+def _instead_of(path: str | Path) -> str:
+    """Say what a download has left in the place of a file; nothing if it is one."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(200).lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    except OSError:
+        return ""  # which is said where it is read
+    if start.startswith(b"version https://git-lfs"):
+        return (
+            f"{str(path)!r} is a pointer of Git LFS, not the file itself, which "
+            "'git lfs pull' in its folder fetches."
+        )
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return (
+            f"{str(path)!r} is a web page, not the file itself: download it again, "
+            "from the address of the file."
+        )
+    return ""
 
 
 def _settings_beside(source: Source, checkpoint: str) -> dict[str, Any]:
@@ -346,6 +419,8 @@ def _check_preprocessing(source: Source, model: Any) -> None:
         pixels = made.transforms[-1](torch.zeros((3, 1, 1)))  # mean and std
         if not torch.isfinite(pixels).all():
             raise ValueError("pixels are not finite")
+        if (torch.as_tensor(known["std"]) <= 0).any():
+            raise ValueError("std is not above 0")
     except Exception as error:
         reason = _line(error)
         raise ValueError(
@@ -360,7 +435,9 @@ def _text_tower(source: Source, text_cfg: dict[str, Any]) -> dict[str, Any]:
     """Return the config of a text tower of transformers, from the folder if there."""
     _need_transformers(source, "text tower")
     text_cfg = {**text_cfg, "hf_model_pretrained": False}
-    if source.is_folder and Path(source.model_name, "config.json").is_file():
+    config = Path(source.model_name, "config.json")
+    if source.is_folder and config.is_file():
+        _read_config(config)
         return text_cfg | {"hf_model_name": source.model_name}
     _check_not_planted(source, text_cfg["hf_model_name"])
     return text_cfg
@@ -378,10 +455,17 @@ def tokenizer(source: Source, text_cfg: dict[str, Any], is_plain: bool) -> Any:
             # open_clip would look for a relative path in the working directory.
             path = Path(source.model_name) / bpe_path
             if not path.is_file():
-                raise _not_found(str(source), str(path), "no such file of merges")
+                raise WeightsNotFound(
+                    f"{str(source)!r}: the merges of its tokenizer were not found: "
+                    f"{CONFIG} names them as bpe_path={bpe_path!r}, but there is no "
+                    f"file {str(path)!r}."
+                )
+            instead = _instead_of(path)
+            if instead:
+                raise ValueError(f"{str(source)!r} has no tokenizer: {instead}")
             arguments["bpe_path"] = str(path)
     if is_plain:
-        with _explained(source, needs_hub=source.is_hub):
+        with _explained(source, needs_hub=source.is_hub, of_tokenizer=True):
             return _open_clip_tokenizer(source, arguments)
     needs_hub = not source.is_folder
     try:
@@ -391,8 +475,12 @@ def tokenizer(source: Source, text_cfg: dict[str, Any], is_plain: bool) -> Any:
     except Exception as error:
         if _is_of_own_code(error):
             raise _has_own_code(source) from error
+        reason = _line(error)
+        if source.is_folder:
+            files = Path(source.model_name).glob("*.json")
+            reason = next(filter(None, map(_instead_of, sorted(files))), reason)
         raise WeightsNotFound(
-            f"The tokenizer of {str(source)!r} cannot be loaded: {_line(error)}. "
+            f"The tokenizer of {str(source)!r} cannot be loaded: {reason.rstrip('.')}. "
             "Images can be encoded without it, texts cannot. Where there is a network "
             "it is downloaded at first use; without one, pass a folder that holds the "
             "files of the tokenizer too (tokenizer.json, tokenizer_config.json)."
@@ -426,15 +514,20 @@ def _check_not_planted(source: Source, repository: str) -> None:
 # -- errors ----------------------------------------------------------------------------
 
 
-def _explain(error: Exception, source: Source) -> Exception:
+def _explain(error: Exception, source: Source, of_tokenizer: bool) -> Exception:
     """Turn what open_clip, torch or safetensors raised into what the user can do."""
     place = source.checkpoint or source.model_name
     is_local = source.is_folder or source.checkpoint is not None
     reasons = " ".join(_chain(error))
+    read = _checkpoint_in_hand(error)
     if _is_of_own_code(error):
         return _has_own_code(source)
+    if isinstance(error, MemoryError) or "tried to allocate" in reasons:
+        return ValueError(
+            f"{str(source)!r} needs more memory than there is ({_line(error)})."
+        )
     if is_local and "TorchScript" in reasons:
-        return _is_a_program(source, place)
+        return _is_a_program(source, read or place)
     if is_local and "Required pretrained weights" not in reasons:
         if any(reason in reasons for reason in _OF_ANOTHER_MODEL):
             model = CONFIG if source.is_folder else source.model_name
@@ -442,11 +535,19 @@ def _explain(error: Exception, source: Source) -> Exception:
                 f"The checkpoint {place!r} does not fit the model {model!r}: "
                 f"{_start(error)}"
             )
+        instead = _instead_of(read) if read else ""
+        if instead:
+            return ValueError(f"{str(source)!r} has no weights: {instead}")
         if source.is_folder:
+            suspect = f"{CONFIG} describes no model that can be built here"
+            if of_tokenizer:
+                suspect = "tokenizer_kwargs, or the merges they name, make no tokenizer"
+            elif read:
+                name = os.path.basename(read)
+                suspect = f"its weights, {name}, are truncated, damaged or no weights"
             return ValueError(
-                f"The folder {place!r} cannot be read as a CLIP: its weights, or the "
-                "files of its tokenizer, are missing, truncated, damaged or no such "
-                f"files ({_line(error)})."
+                f"The folder {place!r} cannot be read as a CLIP: {suspect} "
+                f"({_line(error)})."
             )
         return ValueError(
             f"The checkpoint {place!r} cannot be read as {source.model_name!r}: it is "
@@ -479,14 +580,29 @@ def _not_found(
     )
 
 
+def _checkpoint_in_hand(error: Exception) -> str | None:
+    """Return the checkpoint that open_clip was reading when the error came, if any."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is open_clip.load_checkpoint.__code__:
+            return str(frame.f_locals["checkpoint_path"])
+    return None
+
+
 def _line(error: BaseException) -> str:
     """First line of a message, or the kind of an error that has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    text = str(error)
+    if "weights_only" in text:
+        # torch advises to read it unsafely, which is never done here.
+        return "it is no checkpoint, or holds more than weights"
+    return shortened((text.splitlines() or [type(error).__name__])[0])
 
 
 def _start(error: BaseException) -> str:
     """Return a message of several lines in one, cut off where it is long."""
-    text = " ".join(str(error).split())
+    return shortened(" ".join(str(error).split()))
+
+
+def shortened(text: str) -> str:
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 

@@ -104,7 +104,8 @@ def check_settings(clip: OpenCLIP) -> None:
         value = getattr(clip, name)
         if value is None and name == "num_workers":
             continue
-        if not isinstance(value, (int, np.integer)) or value < 1:
+        is_integer = isinstance(value, (int, np.integer)) and value is not True
+        if not is_integer or value < 1:
             raise ValueError(f"{name}={value!r}: expected an integer >= 1.")
     image_size(clip)
 
@@ -126,10 +127,25 @@ def image_size(clip: OpenCLIP) -> tuple[int, int] | None:
 def _key(clip: OpenCLIP) -> tuple[Any, ...]:
     """Key of a loaded model; settings that make no difference make no other key."""
     source = source_of(clip)
-    device, precision = str(torch_device(clip)), clip.precision
-    if precision == "auto" and device == "cpu":
-        precision = "fp32"
-    return source, source.stamps(), device, precision
+    return source, source.stamps(), str(torch_device(clip)), _precision(clip)
+
+
+def _precision(clip: OpenCLIP) -> str:
+    on_cpu = clip.precision == "auto" and str(torch_device(clip)) == "cpu"
+    return "fp32" if on_cpu else clip.precision
+
+
+def why_not_a_number(*clips: OpenCLIP) -> str:
+    """Say what may make embeddings of models something else than numbers."""
+    if any(_precision(clip) != "fp32" for clip in clips):
+        return (
+            "the model overflows at this precision, use precision='fp32' "
+            "(--precision fp32)"
+        )
+    return (
+        "the model's weights, or mean and std of its preprocess_cfg, are of no use "
+        "(precision is 'fp32' already)"
+    )
 
 
 def torch_device(clip: OpenCLIP) -> str:

@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator
 
 from .._errors import ImageReadError
 from .encoding import encode_images, encode_texts
-from .source import is_built_in, is_folder
+from .source import DEFAULT_WEIGHTS, is_built_in, is_folder
 
 
 class OpenCLIP(BaseEstimator):
@@ -33,8 +33,9 @@ class OpenCLIP(BaseEstimator):
         documentation. It is no substitute for a real CLIP.
     pretrained : str or None, default="laion400m_e32"
         Which weights, for a model of open_clip: a tag, a checkpoint file, or the word
-        ``"random"`` (seeded random weights, for tests). For the hub and folders
-        anything but ``"random"`` is ignored, for ``"tiny"`` everything. A bare
+        ``"random"`` (seeded random weights, for tests). The hub, folders and
+        ``"tiny"`` bring their own weights: there only None, which the default stands
+        for too, and ``"random"`` are no error. A bare
         checkpoint file records neither the mean and standard deviation of its
         preprocessing nor its activation function: the model name is trusted for both.
     device : str, default="auto"
@@ -97,7 +98,7 @@ class OpenCLIP(BaseEstimator):
     def __init__(
         self,
         model_name: str = "ViT-B-16-plus-240",
-        pretrained: str | None = "laion400m_e32",
+        pretrained: str | None = DEFAULT_WEIGHTS,
         *,
         device: str = "auto",
         precision: str = "auto",

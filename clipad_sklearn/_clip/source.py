@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .settings import OpenCLIP
 
 CONFIG = "open_clip_config.json"
+DEFAULT_WEIGHTS = "laion400m_e32"
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
 TINY = str(Path(__file__).parents[1] / "tiny")
 
@@ -79,14 +80,19 @@ def source_of(clip: OpenCLIP) -> Source:
     cache_dir = clip.cache_dir
     if cache_dir is not None:
         cache_dir = os.path.expanduser(os.fspath(cache_dir))
-    if name == "tiny":
-        return Source(TINY, None, cache_dir)
-    name = os.path.expanduser(name)
+    path = TINY if name == "tiny" else os.path.expanduser(name)
     if pretrained is not None:
         pretrained = os.path.expanduser(os.fspath(pretrained))
-    if pretrained != "random" and (name.startswith("hf-hub:") or is_folder(name)):
+    if pretrained != "random" and (path.startswith("hf-hub:") or is_folder(path)):
+        if pretrained not in (None, DEFAULT_WEIGHTS):
+            raise ValueError(
+                f"pretrained={clip.pretrained!r} in '{name}/{clip.pretrained}': "
+                f"expected None or 'random', because {name!r} brings its own weights. "
+                "Other weights need the model of open_clip that they are of, "
+                f"'MODEL/CHECKPOINT-FILE', or a folder of their own with {CONFIG}."
+            )
         pretrained = None
-    return Source(name, pretrained, cache_dir)
+    return Source(path, pretrained, cache_dir)
 
 
 def is_folder(name: str) -> bool:

@@ -16,7 +16,7 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch.nn import functional
 
-from .blocks import add_mlp, attend, heads, out, project
+from .blocks import add_mlp, attend, directions, heads, out, project
 from .loaded_model import LoadedModel
 
 # Prototypes are in the order anomalous, normal.
@@ -89,7 +89,7 @@ class VisionTower:
                 parts = _split_windows(indices, max_tokens // len(some))
                 encoded = [self._encode_part(tokens, part) for part in parts]
                 outputs.append(torch.cat(encoded, dim=1))
-            features = functional.normalize(torch.cat(outputs).float(), dim=-1)
+            features = directions(torch.cat(outputs))
         return features.cpu().numpy()
 
     def _encode_part(
@@ -238,7 +238,7 @@ class VisionTower:
         with self.model.inference():
             for surgery, original in self.stages(pixels, ends, alias_compat):
                 patches = self._project_patches(surgery)
-                image = functional.normalize(self.pool(original).float(), dim=-1)
+                image = directions(self.pool(original))
                 # Differences between cosines are too small for half precision.
                 with torch.autocast(self.model.device.split(":")[0], enabled=False):
                     weights = (texts @ image.unsqueeze(2)).softmax(dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -17,11 +18,20 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import OneClassSVM
 
-from clipad_sklearn import OpenCLIP, PromptDetector
+from clipad_sklearn import (
+    CLIPImageEncoder,
+    OpenCLIP,
+    PromptDetector,
+    SDPDetector,
+    WinCLIPDetector,
+)
 from clipad_sklearn._clip.models import load
 from clipad_sklearn._clip.settings import check_clip
 from clipad_sklearn._clip.source import TINY
+from clipad_sklearn._score_rows import score_readable
 
 
 class _Payload:
@@ -224,6 +234,15 @@ class TestOddNeighbours:
             load(OpenCLIP("ViT-S-32", file))
 
 
+def _set_to_zero(folder: Path, name: str) -> None:
+    path = folder / "open_clip_model.safetensors"
+    weights = load_file(path)
+    for key in weights:
+        if key.startswith(name):
+            weights[key].zero_()
+    save_file(weights, path)
+
+
 class TestDamaged:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -239,6 +258,52 @@ class TestDamaged:
         save_file(weights, path)
         with pytest.raises(ValueError, match=f"damaged: {name} holds values that are"):
             load(OpenCLIP(str(folder)))
+
+    @pytest.mark.parametrize("method", ["prompt", "windows", "maps"])
+    @pytest.mark.parametrize("name", ["visual.proj", "visual.ln_post"])
+    def test_photos_without_direction(
+        self, folder: Path, name: str, method: str, photos: list[np.ndarray]
+    ) -> None:
+        _set_to_zero(folder, name)
+        clip = OpenCLIP(str(folder), device="cpu")
+        assert np.isnan(clip.encode_image(photos[:2])).all()
+        detector: Any = {
+            "prompt": make_pipeline(CLIPImageEncoder(clip), PromptDetector(clip)),
+            "windows": WinCLIPDetector(clip),
+            "maps": SDPDetector(clip),
+        }[method].fit(None)
+        if method != "prompt":  # never 0.000, which looks like a score
+            with contextlib.suppress(ValueError):
+                assert np.isnan(detector.score_samples(photos[:2])).all()
+            return
+        scores, _, failures = score_readable(detector, photos[:2])
+        assert np.isnan(scores).all()
+        assert [index for index, _, _ in failures] == [0, 1]
+        assert "weights, or mean and std" in failures[0][2]
+        assert "use precision" not in failures[0][2]
+
+    @pytest.mark.parametrize("name", ["text_projection", "ln_final"])
+    def test_texts_without_direction(self, folder: Path, name: str) -> None:
+        _set_to_zero(folder, name)
+        message = "^The embedding of 'bolt' is not a number: the model's weights, or"
+        with pytest.raises(ValueError, match=message):
+            OpenCLIP(str(folder), device="cpu").encode_text(["bolt"])
+
+    def test_overflow_at_half_precision(
+        self, folder: Path, photos: list[np.ndarray]
+    ) -> None:
+        path = folder / "open_clip_model.safetensors"
+        weights = load_file(path)
+        weights["text_projection"] *= 1e5
+        weights["visual.proj"] *= 1e5
+        save_file(weights, path)
+        clip = OpenCLIP(str(folder), device="cpu", precision="fp16")
+        with pytest.raises(ValueError, match="overflows at this precision, use prec"):
+            clip.encode_text(["bolt"])
+        outliers = OneClassSVM().fit(np.eye(128))
+        detector = make_pipeline(CLIPImageEncoder(clip), outliers)
+        (failure,) = score_readable(detector, photos[:1])[2]
+        assert "overflows at this precision, use precision='fp32'" in failure[2]
 
     @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"no checkpoint"])
     @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
@@ -293,3 +358,180 @@ def test_torchscript_archive(
     shutil.copy(archive, folder / "open_clip_pytorch_model.bin")
     with pytest.raises(ValueError, match="is a TorchScript archive"):
         load(OpenCLIP(str(folder)))
+
+
+_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n"
+_WEIGHTS = "open_clip_model.safetensors"
+
+
+class TestInsteadOfFiles:
+    """What lies there is not what its name says."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        shutil.copytree(TINY, tmp_path / "clip")
+        return tmp_path / "clip"
+
+    @pytest.mark.parametrize("name", [_WEIGHTS, "pytorch_model.bin", "model.pth"])
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (_POINTER, "%s' is a pointer of Git LFS, .* 'git lfs pull'"),
+            (b"\n<!DOCTYPE html><html>", "%s' is a web page, .* download it again"),
+            (b"\x89PNG\r\n", "%s, are truncated, damaged or no weights"),
+            (pickle.dumps({"a": _POINTER}), "%s, are truncated, damaged or no weights"),
+        ],
+    )
+    def test_weights(
+        self, folder: Path, name: str, content: bytes, message: str
+    ) -> None:
+        (folder / _WEIGHTS).unlink()
+        (folder / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message % name) as error:
+            load(OpenCLIP(str(folder)))
+        assert "weights_only" not in str(error.value)
+        if message.startswith("%s' is"):
+            (folder / "open_clip_config.json").unlink()
+            with pytest.raises(ValueError, match=message % name):
+                load(OpenCLIP("ViT-S-32-alt", str(folder / name)))
+
+    def test_no_advice_to_read_unsafely(self, tmp_path: Path) -> None:
+        path = tmp_path / "weights.pt"
+        for content in (b"\x89PNG\r\n", b"text", pickle.dumps({"a": load})):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match="cannot be read as") as error:
+                load(OpenCLIP("ViT-S-32-alt", str(path)))
+            assert "weights_only" not in str(error.value)
+
+    @pytest.mark.parametrize("name", ["open_clip_config.json", "bpe_merges.txt.gz"])
+    def test_other_files(self, folder: Path, name: str) -> None:
+        (folder / name).write_bytes(_POINTER)
+        with pytest.raises(ValueError, match=f"{name}' is a pointer of Git LFS"):
+            load(OpenCLIP(str(folder)))
+
+    def test_a_file_that_is_not_needed(self, folder: Path) -> None:
+        (folder / "pytorch_model.bin").write_bytes(_POINTER)
+        assert load(OpenCLIP(str(folder))).embedding_width == 128
+        whole = (folder / _WEIGHTS).read_bytes()
+        (folder / _WEIGHTS).write_bytes(whole[:9000])
+        with pytest.raises(ValueError, match=f"{_WEIGHTS}, are truncated"):
+            load(OpenCLIP(str(folder)))
+
+
+class TestFaultsOfTheConfig:
+    """The error names the config, not the weights or the tokenizer."""
+
+    def _load(self, folder: Path, tower: str = "", **settings: Any) -> None:
+        shutil.copytree(TINY, folder, dirs_exist_ok=True)
+        path = folder / "open_clip_config.json"
+        config = json.loads(path.read_text())
+        model = config["model_cfg"]
+        (model[tower] if tower else config).update(settings)
+        path.write_text(json.dumps(config))
+        load(OpenCLIP(str(folder)))
+
+    @pytest.mark.parametrize(
+        "settings",
+        [{"layers": "x"}, {"patch_size": 0}, {"width": "64"}, {"unheard_of": 1}],
+    )
+    def test_no_model_can_be_built(
+        self, tmp_path: Path, settings: dict[str, Any]
+    ) -> None:
+        message = r"open_clip_config\.json describes no model that can be built here \("
+        with pytest.raises(ValueError, match=message):
+            self._load(tmp_path, "vision_cfg", **settings)
+
+    @pytest.mark.parametrize(
+        ("tower", "name", "value"),
+        [
+            ("vision_cfg", "width", 10**12),
+            ("vision_cfg", "image_size", 10**8),
+            ("text_cfg", "vocab_size", 10**12),
+        ],
+    )
+    def test_more_memory_than_there_is(
+        self, tmp_path: Path, tower: str, name: str, value: int
+    ) -> None:
+        with pytest.raises(ValueError, match="needs more memory than there is"):
+            self._load(tmp_path, tower, **{name: value})
+
+    @pytest.mark.parametrize("layers", [2000, 1e30, [1, 2000, 1, 1]])
+    @pytest.mark.parametrize("tower", ["vision_cfg", "text_cfg"])
+    def test_layers_without_an_end(
+        self, tmp_path: Path, tower: str, layers: Any
+    ) -> None:
+        with pytest.raises(ValueError, match="expected at most 1000 layers"):
+            self._load(tmp_path, tower, layers=layers)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("tokenizer_kwargs", {"bpe_path": 7}),
+            ("hf_model_name", ["x"]),
+            ("hf_tokenizer_name", 7),
+        ],
+    )
+    def test_names_that_are_none(self, tmp_path: Path, name: str, value: Any) -> None:
+        inner = "bpe_path" if name == "tokenizer_kwargs" else name
+        message = rf"not a valid open_clip config \(TypeError: {inner} is a string\)"
+        with pytest.raises(ValueError, match=message):
+            self._load(tmp_path, "text_cfg", **{name: value})
+
+    @pytest.mark.parametrize("settings", [{"clean": "x"}, {"unheard_of": 1}])
+    def test_no_tokenizer(self, tmp_path: Path, settings: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="tokenizer_kwargs, or the merges they"):
+            self._load(tmp_path, "text_cfg", tokenizer_kwargs=settings)
+
+    def test_no_merges(self, tmp_path: Path) -> None:
+        message = "names them as bpe_path='gone.gz', but there is no file"
+        with pytest.raises(OSError, match=message):
+            self._load(tmp_path, "text_cfg", tokenizer_kwargs={"bpe_path": "gone.gz"})
+
+    @pytest.mark.parametrize("name", ["hf-hub:acme/x", "hf_hub:acme/x", "local-dir:/x"])
+    def test_a_tower_from_elsewhere(
+        self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_network(*_: Any, **__: Any) -> None:
+            raise AssertionError("a connection is opened")
+
+        monkeypatch.setattr("socket.socket.connect", no_network)
+        message = f"timm_model_name='{name}': expected a model of timm"
+        with pytest.raises(ValueError, match=message):
+            self._load(tmp_path, "vision_cfg", timm_model_name=name)
+
+    @pytest.mark.parametrize("value", [[1], "x", 7])
+    def test_preprocessing_of_another_kind(self, tmp_path: Path, value: Any) -> None:
+        with pytest.raises(ValueError, match="preprocess_cfg is an object"):
+            self._load(tmp_path, preprocess_cfg=value)
+
+    @pytest.mark.parametrize("std", [[-1, -1, -1], [0.2, -0.2, 0.2], -1])
+    def test_negative_std(self, tmp_path: Path, std: Any) -> None:
+        with pytest.raises(ValueError, match=r"not valid \(std is not above 0\)"):
+            self._load(tmp_path, preprocess_cfg={"std": std})
+
+    def test_one_number_for_all_colours(
+        self, tmp_path: Path, photos: list[np.ndarray]
+    ) -> None:
+        self._load(tmp_path / "one", preprocess_cfg={"mean": 0.5, "std": 0.25})
+        settings = {"mean": [0.5] * 3, "std": [0.25] * 3}
+        self._load(tmp_path / "three", preprocess_cfg=settings)
+        one, three = (
+            OpenCLIP(str(tmp_path / name), embedding_cache=None).encode_image(
+                photos[:2]
+            )
+            for name in ("one", "three")
+        )
+        np.testing.assert_array_equal(one, three)
+        assert PromptDetector(str(tmp_path / "one")).fit(None).clip_fingerprint_
+
+    def test_not_a_file_of_text(self, tmp_path: Path) -> None:
+        shutil.copytree(TINY, tmp_path / "clip")
+        path = tmp_path / "clip" / "open_clip_config.json"
+        path.write_bytes(path.read_text().encode("utf-16") * 9)
+        with pytest.raises(ValueError, match="not a valid open_clip config") as error:
+            load(OpenCLIP(str(path.parent)))
+        assert len(str(error.value)) < 400
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(ValueError, match="json cannot be read: is a directory"):
+            load(OpenCLIP(str(path.parent)))

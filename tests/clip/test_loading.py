@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -192,6 +193,39 @@ def test_a_folder_named_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert OpenCLIP("tiny").encode_text(["a"]).shape == (1, 128)
     with pytest.raises(WeightsNotFound):
         OpenCLIP("./tiny").encode_text(["a"])
+
+
+class TestOwnWeights:
+    """A folder, the hub and "tiny" bring their weights; others are not ignored."""
+
+    @pytest.mark.parametrize("weights", ["mine.safetensors", "openai", "gone"])
+    @pytest.mark.parametrize("name", ["tiny", "clip", "hf-hub:acme/clip"])
+    def test_others_are_an_error(
+        self, name: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        shutil.copytree(TINY, "clip")
+        shutil.copy(Path(TINY, "open_clip_model.safetensors"), "mine.safetensors")
+        message = f"^pretrained='{weights}' in '{name}/{weights}': expected None or"
+        with pytest.raises(ValueError, match=message):
+            OpenCLIP(name, weights).encode_text(["a"])
+        if not name.startswith("hf-hub:"):
+            with pytest.raises(ValueError, match=message):
+                check_clip(f"{name}/{weights}").encode_text(["a"])
+
+    @pytest.mark.parametrize("name", ["tiny", TINY])
+    def test_the_default_and_none_stand_for_them(self, name: str) -> None:
+        for clip in (OpenCLIP(name), OpenCLIP(name, None)):
+            assert load(clip) is load(OpenCLIP("tiny"))
+
+    def test_random(self, photos: list[np.ndarray]) -> None:
+        trained = OpenCLIP("tiny").encode_image(photos[:2])
+        for clip in (check_clip("tiny/random"), OpenCLIP(TINY, "random")):
+            found = clip.encode_image(photos[:2])
+            assert found.shape == trained.shape
+            assert np.abs(found - trained).max() > 0.01
+        same = OpenCLIP("tiny", "random", embedding_cache=None)
+        np.testing.assert_allclose(same.encode_image(photos[:2]), found, atol=1e-6)
 
 
 @pytest.mark.usefixtures("on_processor")

@@ -205,3 +205,25 @@ def test_code_of_a_model_never_runs(
     with pytest.raises(ValueError, match=r"clip'.* Python code .* never run here"):
         OpenCLIP(str(folder)).encode_text(["a"])
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("folder", ["roberta"], indirect=True)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"model_type": "roberta", "num_hidden_layers": 2000}', "at most 1000 layers"),
+        ("version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS"),
+        ("{", "not a valid config of transformers"),
+    ],
+)
+def test_config_of_the_text_tower(folder: Path, content: str, message: str) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load(OpenCLIP(str(folder)))
+
+
+@pytest.mark.parametrize("folder", ["siglip"], indirect=True)
+def test_pointer_instead_of_the_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(OSError, match=r"tokenizer\.json' is a pointer of Git LFS"):
+        OpenCLIP(str(folder)).encode_text(["a"])
