@@ -58,6 +58,10 @@ class ImageReadError(ValueError):
         return type(self), (self.failures,)
 
 
+class NotNumbersError(ValueError):
+    """What a model makes of at least one of the images are no numbers."""
+
+
 class WeightsNotFound(OSError):  # noqa: N818
     """The weights of a CLIP are neither on this machine nor within reach.
 

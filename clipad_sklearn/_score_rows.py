@@ -23,7 +23,7 @@ from ._clip.settings import OpenCLIP, check_clip
 from ._detectors.base import BaseDetector
 from ._detectors.class_names import last_step
 from ._detectors.fusion import images_for
-from ._errors import ImageReadError
+from ._errors import ImageReadError, NotNumbersError
 from ._images import image_name
 
 SCORE_COLUMNS = (
@@ -160,18 +160,23 @@ def _score_images(detector: Any, images: Sequence[Any]) -> tuple[np.ndarray, Fai
     scores = np.full(len(images), np.nan)
     failures: Failures = []
     for start in range(0, len(images), _CHUNK):
-        left = list(range(start, min(start + _CHUNK, len(images))))
-        while left:
+        parts = [list(range(start, min(start + _CHUNK, len(images))))]
+        while parts:
+            left = parts.pop()
             try:
-                scores[left] = detector.score_samples([images[i] for i in left])
-                break
+                if left:
+                    scores[left] = detector.score_samples([images[i] for i in left])
+            except NotNumbersError:
+                # One of them; alone it keeps its score of NaN.
+                half = len(left) // 2
+                parts += [left[:half], left[half:]] * (half > 0)
             except ImageReadError as error:
                 if not error.failures:
                     raise
                 failed = [(left[i], name, why) for i, name, why in error.failures]
                 failures += failed
                 gone = {index for index, _, _ in failed}
-                left = [index for index in left if index not in gone]
+                parts.append([index for index in left if index not in gone])
     return scores, _with_not_a_number(detector, scores, images, sorted(failures))
 
 
@@ -183,14 +188,21 @@ def readable_maps(
     In order, except that images without a map come as they are noticed.
     """
     left = list(range(len(images)))
+    n_alone = 0  # images to be tried one by one
     while left:
         n_done = 0
         try:
-            some = [images[i] for i in left]
+            some = [images[i] for i in (left[:1] if n_alone else left)]
             for anomaly_map in detector.iter_anomaly_maps(some, size=size):
                 yield left[n_done], anomaly_map, ""
                 n_done += 1
-            return
+            failed: dict[int, str] = {}
+        except NotNumbersError:
+            failed = {left[0]: "its map is not made of numbers"} if n_alone else {}
+            # It was one of a batch.
+            n_alone = n_alone or 1 + max(
+                (c.batch_size for c in clips_of(detector)), default=1
+            )
         except ImageReadError as error:
             if not error.failures:
                 raise
@@ -200,6 +212,7 @@ def readable_maps(
         for index, reason in failed.items():
             yield index, None, reason
         left = [index for index in left[n_done:] if index not in failed]
+        n_alone = max(0, n_alone - 1)
 
 
 def scores_and_maps(

@@ -16,7 +16,7 @@ from .._clip.image_encoder import CLIPImageEncoder
 from .._clip.read_once import given
 from .._clip.settings import OpenCLIP, check_clip
 from .._detectors.class_names import last_step
-from .._errors import ImageReadError
+from .._errors import ImageReadError, NotNumbersError
 from .._images import image_size
 from .._masks import mask_pixels
 from .._score_rows import check_detector, clips_of
@@ -143,6 +143,14 @@ def _fit_readable(detector: Any, photos: list[str], *, named: bool) -> int:
         try:
             detector.fit(photos)
             return n_unreadable
+        except NotNumbersError:
+            bad = _without_numbers(detector, photos)
+            if not bad or len(bad) == len(photos):
+                raise
+            n_unreadable += len(bad)
+            for path in bad if named else ():
+                say(f"left out: {path}: the model does not make numbers of it")
+            photos = [path for path in photos if path not in bad]
         except ImageReadError as error:
             failed = {index for index, _, _ in error.failures}
             n_unreadable += len(failed)
@@ -152,6 +160,16 @@ def _fit_readable(detector: Any, photos: list[str], *, named: bool) -> int:
             if named:  # else they are named when they are scored
                 for _, path, reason in error.failures:
                     say(f"not read: {path}: {reason}")
+
+
+def _without_numbers(detector: Any, photos: list[str]) -> set[str]:
+    """Return the photos of which a model of the detector does not make numbers."""
+    bad: set[str] = set()
+    for clip in clips_of(detector):
+        embeddings = clip.encode_image(photos, on_error="nan")
+        finite = np.isfinite(embeddings).all(axis=1)
+        bad |= {photos[index] for index in np.flatnonzero(~finite)}
+    return bad
 
 
 # -- scoring -------------------------------------------------------------------

@@ -117,7 +117,7 @@ def _as_fitted(settings: ScoreSettings, fitted: Fitted) -> Threshold:
             value, "--load", sentences, n_good=len(scores), promise=promise
         )
     ours = isinstance(fitted.last, BaseDetector)
-    if ours and hasattr(fitted.last, "is_reference") and value == 0:
+    if value == 0 and _is_in_spreads(fitted.detector):
         sentence = (
             "Threshold: the margin 0, three spreads beyond the median of the photos it "
             "learned from. That is a convention and promises nothing; --calibrate "
@@ -133,6 +133,19 @@ def _as_fitted(settings: ScoreSettings, fitted: Fitted) -> Threshold:
     if not is_uncalibrated(fitted.last):
         return Threshold(value, "--load", ("Threshold of the saved detector.",))
     return Threshold(value, "none")
+
+
+def _is_in_spreads(detector: Any) -> bool:
+    """Whether the margin counts spreads from the median of photos."""
+    from .._detectors.fusion import FusionDetector
+    from .._detectors.reference import ReferenceDetector
+    from .._detectors.tiled import TiledDetector
+
+    if isinstance(detector, TiledDetector):
+        return _is_in_spreads(detector.detector_)
+    if isinstance(detector, FusionDetector):
+        return bool(detector.method == "standardized")
+    return isinstance(detector, ReferenceDetector)
 
 
 def _calibrated(

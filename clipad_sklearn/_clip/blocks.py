@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from .._errors import NotNumbersError
+
 
 def directions(features: torch.Tensor) -> torch.Tensor:
     """Rows of length 1 in float32; NaN where one has no direction, as of zero weights.
@@ -19,6 +21,15 @@ def directions(features: torch.Tensor) -> torch.Tensor:
     """
     features = features.float()
     return features / features.norm(dim=-1, keepdim=True)
+
+
+def check_numbers(*found: torch.Tensor) -> None:
+    """Raise NotNumbersError for what a comparison could take for something normal."""
+    if not all(bool(torch.isfinite(values).all()) for values in found):
+        raise NotNumbersError(
+            "What the image tower makes of at least one of the images are no numbers: "
+            "use precision='fp32', or other weights if it is 'fp32' already."
+        )
 
 
 def project(block: Any, x: torch.Tensor, which: str = "qkv") -> torch.Tensor:

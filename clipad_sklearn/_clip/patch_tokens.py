@@ -13,7 +13,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch.nn import functional
 
-from .blocks import directions
+from .blocks import check_numbers, directions
 from .loaded_model import LoadedModel
 
 # Kept out of the variance's reach, as in a layer normalisation.
@@ -70,7 +70,9 @@ class PatchTower:
             grid = grid.permute(0, 2, 3, 1).contiguous()
             grid = functional.layer_norm(grid, grid.shape[1:], eps=_EPSILON)
             tokens.append(grid.half())
-        return tokens, directions(output["image_features"])
+        embeddings = directions(output["image_features"])
+        check_numbers(embeddings, *tokens)
+        return tokens, embeddings
 
     def _forward(self, pixels: torch.Tensor, indices: list[int] | None) -> Any:
         pixels = self.model.on_device(pixels)

@@ -16,7 +16,7 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch.nn import functional
 
-from .blocks import add_mlp, attend, directions, heads, out, project
+from .blocks import add_mlp, attend, check_numbers, directions, heads, out, project
 from .loaded_model import LoadedModel
 
 # Prototypes are in the order anomalous, normal.
@@ -90,6 +90,7 @@ class VisionTower:
                 encoded = [self._encode_part(tokens, part) for part in parts]
                 outputs.append(torch.cat(encoded, dim=1))
             features = directions(torch.cat(outputs))
+            check_numbers(features)
         return features.cpu().numpy()
 
     def _encode_part(
@@ -166,6 +167,7 @@ class VisionTower:
             x = x[:, 1:]
             if self.visual.attn_pool is None:
                 x = self.visual.ln_post(x)
+            check_numbers(x)
             return x.float().cpu().numpy()
 
     # -- dual path -------------------------------------------------------------
@@ -254,6 +256,7 @@ class VisionTower:
                         difference = texts[:, :1] - texts[:, 1:]
                         features = functional.normalize(features, dim=-1)
                         trained.append((features @ difference.mT).squeeze(2))
+            check_numbers(*surgeries, *trained)
         return self._on_grid(surgeries), self._on_grid(trained)
 
     def original_tokens(
@@ -263,6 +266,7 @@ class VisionTower:
         with self.model.inference():
             stages = self.stages(pixels, ends, alias_compat)
             tokens = [original[:, 1:].float().cpu() for _, original in stages]
+            check_numbers(*tokens)
         return torch.stack(tokens, dim=1).numpy()
 
     def _on_grid(self, scores: list[torch.Tensor]) -> np.ndarray:

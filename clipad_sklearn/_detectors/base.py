@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from .. import metrics
 from .._clip.kept_model import check_same_clip, fingerprint_without_loading
 from .._clip.settings import check_clip
+from .._errors import NotNumbersError
 from .._promises import floor_count
 from .._validation import check_parameters
 
@@ -409,7 +410,7 @@ class EmbeddingMixin:
             listed = ", ".join(map(str, rows[:10])) + (
                 ", ..." if len(rows) > 10 else ""
             )
-            raise ValueError(
+            raise NotNumbersError(
                 f"Input X contains NaN, in {len(rows)} of {len(X)} rows: {listed}. "
                 "Images that could not be read give such rows with on_error='nan'. "
                 "Leave them out: X[np.isfinite(X).all(axis=1)]."

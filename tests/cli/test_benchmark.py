@@ -605,3 +605,27 @@ def test_pixel_metrics_have_their_titles() -> None:
     from clipad_sklearn._cli.benchmark_tables import TITLES
 
     assert set(TITLES) == {*IMAGE_METRICS, *PIXEL_METRICS}
+
+
+@pytest.mark.parametrize("place", ["x" * 300, "a_file/out", "/proc/out"])
+def test_a_folder_that_cannot_be_made(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a_file").touch()
+    given = arguments(
+        "mvtec", write_mvtec_ad(tmp_path / "mvtec"), Path(place), "prompt"
+    )
+    assert main(given) == 2
+    assert f"clipad: error: --out {place}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir])
+def test_settings_that_are_no_file(kind: Any, tmp_path: Path, capsys: Any) -> None:
+    """A pipe would be waited for, for ever."""
+    out = tmp_path / "out"
+    out.mkdir()
+    kind(out / "settings.json")
+    given = arguments("mvtec", write_mvtec_ad(tmp_path / "mvtec"), out, "prompt")
+    assert main(given) == 2
+    assert "was not written by `clipad benchmark`" in capsys.readouterr().err

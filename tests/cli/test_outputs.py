@@ -238,6 +238,49 @@ def test_broken_metadata_are_said_once(folder: Path, capsys: Any) -> None:
     assert capsys.readouterr().err.count("Skipping tag") <= 3
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["score", "--help"]])
+def test_help_that_cannot_be_written(arguments: list[str], folder: Path) -> None:
+    def before() -> None:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+    status, _, error = in_a_process(arguments, before)
+    assert status == 2
+    assert "No space left on device" in error
+
+
+def test_more_than_the_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def too_much(*_: Any, **__: Any) -> None:
+        raise MemoryError("Unable to allocate 7.28 TiB")
+
+    monkeypatch.setattr("clipad_sklearn._cli.score.obtain_detector", too_much)
+    assert score() == 2
+    error = capsys.readouterr().err
+    assert "clipad: error: not enough memory" in error
+    assert "Traceback" not in error
+
+
+def test_a_full_disk_of_the_demo(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The error names the file, and what it is the error of is not printed away."""
+    save = Image.Image.save
+
+    def full(image: Any, target: Any, *rest: Any) -> None:
+        if "1" in str(getattr(target, "name", target)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(image, target, *rest)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert main(["demo", "--n", "4", "--out", "demo1"]) == 2
+    shown = capsys.readouterr()
+    assert ".png was not written: No space left on device" in shown.err
+    print("still printed")
+    assert "still printed" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("case", ["closed", "full", "too large", "nobody reads"])
 @pytest.mark.parametrize("number", [1, 2])
 def test_streams_cost_no_result(case: str, number: int, folder: Path) -> None:
@@ -286,7 +329,8 @@ def _raising_at(where: str, text: str, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+    ("number", "expected"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
 )
 @pytest.mark.parametrize(
     ("where", "text"),
@@ -305,6 +349,18 @@ def test_an_interrupt_between_two_lines(
     assert status == expected, error
     assert "Traceback" not in error
     assert {*os.listdir()} <= {"photos", "scores.csv"}
+
+
+def test_a_lost_terminal_that_is_ignored(folder: Path) -> None:
+    """As `nohup` has it."""
+
+    def before() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        _raising_at("replacing", "yield temporary", signal.SIGHUP)
+
+    arguments = ["score", "photos", *PROMPT, "--out", "scores.csv"]
+    assert in_a_process(arguments, before)[0] == 0
+    assert Path("scores.csv").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
