@@ -29,6 +29,7 @@ exit status:
   2    wrong usage, no photo found, or the weights are not there
   3    an error of the program itself
   130  interrupted
+  143  terminated (129 if the terminal is gone)
 """
 # What a file of words is called; words themselves hardly end so.
 _WORD_FILES = (".txt", ".csv", ".tsv", ".lst", ".list", ".md", ".json")
