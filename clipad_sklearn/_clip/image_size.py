@@ -5,7 +5,6 @@ Imported only from inside functions (torch).
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -25,30 +24,31 @@ def set_image_size(visual: Any, size: tuple[int, int]) -> None:
             max(1, side // step) * step for side, step in zip(size, patch, strict=True)
         )
         up = tuple(
-            math.ceil(side / step) * step
-            for side, step in zip(size, patch, strict=True)
+            -(-side // step) * step for side, step in zip(size, patch, strict=True)
         )
         raise ValueError(
             f"image_size={size}: expected multiples of the patches of {patch[0]} x "
             f"{patch[1]} pixels of this tower, such as {down} or {up}; what is left "
             "over would not be seen."
         )
-    if isinstance(visual, VisionTransformer):
-        _interpolate_positions(visual, (size[0] // patch[0], size[1] // patch[1]))
-        visual.image_size = size
-    elif isinstance(visual, TimmModel):
-        try:
-            visual.set_input_size(size)
-        except Exception as error:
-            raise unfit_size(visual, size, str(error)) from error
-    else:
+    if not isinstance(visual, (VisionTransformer, TimmModel)):
         raise unfit_size(visual, size, "its positions cannot be interpolated")
+    try:
+        if isinstance(visual, TimmModel):
+            visual.set_input_size(size)
+        else:
+            _interpolate_positions(visual, (size[0] // patch[0], size[1] // patch[1]))
+            visual.image_size = size
+    except Exception as error:
+        raise unfit_size(visual, size, str(error)) from error
 
 
 def unfit_size(visual: Any, size: tuple[int, int], reason: str) -> ValueError:
     """Return the error for a tower that cannot take this size."""
     kind = type(getattr(visual, "trunk", visual)).__name__
     reason = (reason.splitlines() or ["no reason given"])[0]
+    if "tried to allocate" in reason.lower():
+        reason = "it needs more memory than there is"
     return ValueError(
         f"image_size={size}: the vision tower of this CLIP ({kind}) cannot take images "
         f"of that size ({reason}). image_size=None is its own."

@@ -19,7 +19,7 @@ import torch
 from .blocks import directions
 from .image_size import set_image_size, unfit_size
 from .kept_model import may_fill_context
-from .loading import create
+from .loading import create, shortened
 from .models import LEAST_COSINE
 from .source import CONFIG, Source
 from .text_tower import group_by_prefix, text_tower
@@ -43,7 +43,8 @@ def _check_device(device: str) -> str:
         # Back again too: "meta" holds no numbers.
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        # To a device that it lacks, torch lists all that it has, in one line.
+        reason = shortened(str(error).splitlines()[0])
         raise ValueError(f"device={device!r} cannot be used here: {reason}") from error
     return str(device)
 

@@ -603,6 +603,7 @@ def _start(error: BaseException) -> str:
 
 
 def shortened(text: str) -> str:
+    """Return the beginning of a message that is long."""
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 

@@ -68,6 +68,15 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             can_do = not self._learns and is_uncalibrated(self)
             check_same_clip(self, check_clip(self.clip), warn=can_do)
 
+    def _decision(self, margins: np.ndarray) -> np.ndarray:
+        """Return margins above the threshold, which may have been set by hand."""
+        offset = np.asarray(self.offset_)
+        if offset.dtype.kind not in "iuf" or not np.isfinite(offset).all():
+            raise ValueError(
+                f"offset_={self.offset_!r}: expected a finite number, the threshold."
+            )
+        return margins - self.offset_
+
     def _verdicts(self, decision: np.ndarray) -> np.ndarray:
         verdicts = np.where(decision >= 0, 1, -1)
         n_anomalous = int((verdicts == -1).sum())
@@ -142,7 +151,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
         ndarray of shape (n_samples,), dtype float64
             ``score_samples(X) - offset_``; not negative for normal samples.
         """
-        return self._checked_margins(X) - self.offset_
+        return self._decision(self._checked_margins(X))
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the verdict for each sample.
@@ -163,7 +172,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
             If 20 or more samples all get the same verdict from a threshold that was
             never set from data.
         """
-        return self._verdicts(self._checked_margins(X) - self.offset_)
+        return self._verdicts(self._decision(self._checked_margins(X)))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probabilities of anomaly and normality.
@@ -286,12 +295,12 @@ class ClassNameDetector(BaseDetector):
 
     @with_class_name
     def decision_function(self, X: Any, class_name: Any = None) -> np.ndarray:
-        return self._checked_margins(X, class_name=class_name) - self.offset_
+        return self._decision(self._checked_margins(X, class_name=class_name))
 
     @with_class_name
     def predict(self, X: Any, class_name: Any = None) -> np.ndarray:
-        decision = self._checked_margins(X, class_name=class_name) - self.offset_
-        return self._verdicts(decision)
+        margins = self._checked_margins(X, class_name=class_name)
+        return self._verdicts(self._decision(margins))
 
     @with_class_name
     def predict_proba(self, X: Any, class_name: Any = None) -> np.ndarray:

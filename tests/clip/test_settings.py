@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from clipad_sklearn import (
     OpenCLIP,
@@ -33,6 +34,8 @@ class TestErrors:
             (OpenCLIP("ViT-B-32", "openai"), ValueError, "'ViT-B-32-quickgelu'"),
             (OpenCLIP("ViT-B-32", "no/such.pt"), WeightsNotFound, "no such checkpoint"),
             (OpenCLIP("tiny", batch_size=0), ValueError, "batch_size=0"),
+            (OpenCLIP("tiny", batch_size=True), ValueError, "batch_size=True"),
+            (OpenCLIP("tiny", num_workers=True), ValueError, "num_workers=True"),
             (OpenCLIP("tiny", num_workers=0), ValueError, "num_workers=0"),
             (OpenCLIP("tiny", resize="stretch"), ValueError, "resize='stretch'"),
             (OpenCLIP("tiny", precision="int8"), ValueError, "precision='int8'"),
@@ -92,11 +95,11 @@ class TestErrors:
             ("preprocess_cfg", {"std": [0, 1, 1]}, "preprocess_cfg of .*is not valid"),
             ("preprocess_cfg", {"mean": "grey"}, "preprocess_cfg of .*is not valid"),
             ("text_cfg", {"tokenizer_kwargs": [1]}, "tokenizer_kwargs is an object"),
-            ("text_cfg", {"tokenizer_kwargs": {"bpe_path": "gone"}}, "gone.*no such"),
+            ("text_cfg", {"tokenizer_kwargs": {"bpe_path": "gone"}}, "gone.*no file"),
             (
                 "text_cfg",
                 {"tokenizer_kwargs": {"bpe_path": "open_clip_config.json"}},
-                "files of its tokenizer, are missing.*gzip",
+                "the merges they name, make no tokenizer .*gzip",
             ),
             ("text_cfg", {"layers": 2}, "not fit the model 'open_clip_config.*Unexp"),
             ("text_cfg", {"layers": 5}, "not fit the model 'open_clip_config.*Missing"),
@@ -151,3 +154,15 @@ class TestErrors:
         (tmp_path / "open_clip_config.json").write_text(config)
         with pytest.raises(WeightsNotFound, match=r"clip=\"tiny\""):
             load(OpenCLIP(str(tmp_path)))
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "vulkan", "nonsense"])
+def test_message_of_a_device_is_short(device: str) -> None:
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("there is one")
+    if device == "xpu" and torch.xpu.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match=f"^device='{device}' cannot be") as error:
+        OpenCLIP("tiny", device=device).encode_text(["a"])
+    assert len(str(error.value)) < 400
+    assert "\n" not in str(error.value)

@@ -57,6 +57,24 @@ class TestThreshold:
             np.testing.assert_allclose(probabilities[:, 0], expit(-scores))
             assert detector.classes_.tolist() == [-1, 1]
 
+    @pytest.mark.parametrize("offset", [np.nan, np.inf, -np.inf, True, None, "0"])
+    def test_set_by_hand_to_no_number(
+        self, offset: Any, embeddings: np.ndarray
+    ) -> None:
+        for detector in self._detectors():
+            detector.fit(embeddings).offset_ = offset
+            for method in (detector.predict, detector.decision_function):
+                with pytest.raises(ValueError, match=r"^offset_=.*: expected a finite"):
+                    method(embeddings)
+
+    @pytest.mark.parametrize("offset", [2, np.float32(0.5), np.array([0.5])])
+    def test_set_by_hand(self, offset: Any, embeddings: np.ndarray) -> None:
+        for detector in self._detectors():
+            scores = detector.fit(embeddings).score_samples(embeddings)
+            detector.offset_ = offset
+            expected = np.where(scores >= float(np.squeeze(offset)), 1, -1)
+            np.testing.assert_array_equal(detector.predict(embeddings), expected)
+
     def test_one_sided_verdicts_warn(self, embeddings: np.ndarray) -> None:
         detector = PromptDetector("tiny").fit()
         scores = detector.score_samples(embeddings)
