@@ -86,7 +86,6 @@ _HEIF_BRANDS = (
     *(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"),
     *(b"mif1", b"msf1"),
 )
-# What maps and overlays name as their software.
 # At a time, of all threads.
 _MOST_PIXELS = 100_000_000
 _MOST_BYTES = 400_000_000
