@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,59 @@ def test_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (f"{tmp_path}/**/4.png", [f"{tmp_path}/4.png"]),
     ):
         assert sorted(find_photos([pattern]).paths) == expected
+
+
+@pytest.mark.parametrize("folder", [*SYSTEM, "__MACOSX"])
+def test_patterns_leave_out_folders_of_systems(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless they are spelled out."""
+    names = ("1.png", "a/1.png", f"{folder}/1.png", f"a/{folder}/1.png")
+    monkeypatch.chdir(make(tmp_path, *names, ".hidden/1.png"))
+    for pattern, expected, n_left_out in (
+        ("*", ["1.png", "a/1.png"], 2),
+        ("*/*.png", ["a/1.png"], 1),
+        ("*/", ["a/1.png"], 2),
+        ("*/*/*.png", [], 2),
+        (f"{folder}/*.png", [f"{folder}/1.png"], 0),
+        (f"*/{folder}/*.png", [f"a/{folder}/1.png"], 1),
+        (".*/*.png", [".hidden/1.png"], 0),
+    ):
+        photos = find_photos([pattern, "1.png"])
+        assert sorted({*photos.paths, "1.png"}) == sorted({*expected, "1.png"})
+        left_out = [note for note in photos.notes if "of the system left out" in note]
+        assert len(left_out) == (n_left_out > 0)
+        if left_out:
+            assert f"{n_left_out} folders of the system" in left_out[0]
+            assert folder in left_out[0]
+
+
+def test_patterns_through_links_that_lead_up(tmp_path: Path) -> None:
+    """Each star that goes down and up again took 12 times as long."""
+    root = make(tmp_path / "lines", *(f"line{i:02}/z.png" for i in range(12)))
+    for i in range(12):
+        (root / f"line{i:02}" / "up").symlink_to("..", target_is_directory=True)
+    start = time.perf_counter()
+    photos = find_photos([str(root.joinpath(*["*"] * 31, "*.png"))])
+    assert time.perf_counter() - start < 30
+    expected = {os.path.realpath(root / f"line{i:02}" / "z.png") for i in range(12)}
+    assert {os.path.realpath(path) for path in photos.paths} == expected
+    assert len(photos.paths) == 12
+
+
+def test_folders_whose_names_look_like_patterns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(make(tmp_path, "lot[1]/a.png", "lot[1]/in/b[2].png", "2.png"))
+    for pattern, expected in (
+        ("lot[1]/*.png", ["lot[1]/a.png"]),
+        ("lot[1]/*/b[2].png", ["lot[1]/in/b[2].png"]),
+        ("lot[1]/**/*.png", ["lot[1]/a.png", "lot[1]/in/b[2].png"]),
+    ):
+        assert sorted(find_photos([pattern]).paths) == expected
+    make(tmp_path, "lot1/c.png")
+    both = find_photos(["lot[1]/*.png"]).paths
+    assert both == ["lot1/c.png", "lot[1]/a.png"]
 
 
 # -- writing -----------------------------------------------------------------------

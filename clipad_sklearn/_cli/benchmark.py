@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ from .._clip.models import load
 from .._clip.settings import check_clip
 from .._files import parsed_json, read_bytes
 from .arguments import BenchmarkSettings, CompareSettings
-from .benchmark_run import check_protocol, joined, load_categories, run_benchmark
-from .benchmark_tables import COLUMNS, as_markdown, compare, table
+from .benchmark_run import (
+    TIMES,
+    check_protocol,
+    joined,
+    load_categories,
+    run_benchmark,
+)
+from .benchmark_tables import COLUMNS, as_markdown, check_comparable, compare, table
 from .output import UsageError, as_usage_error, given_settings, printable, write_text
 from .table import as_csv, versions
-
-_TIMES = ("fit_s", "score_ms_per_image", "map_ms_per_image", "peak_mb")
 
 
 def run(settings: BenchmarkSettings | CompareSettings) -> int:
@@ -50,22 +55,26 @@ def write_results(results: dict[str, Any], out: Path) -> None:
     times = []
     for category, part in results["categories"].items():
         for method, found in part["methods"].items():
-            measured = found.pop("times", dict.fromkeys(_TIMES))
+            measured = found.pop("times", dict.fromkeys(TIMES))
             times.append({"category": category, "method": method} | measured)
     rows = table(results)
     text = json.dumps(results | {"table": rows}, allow_nan=False)
-    write_text(out / "results.json", text + "\n")
-    write_text(out / "results.csv", as_csv(rows, COLUMNS))
-    write_text(out / "results.md", as_markdown(results, rows))
-    write_text(out / "times.csv", as_csv(times, ("category", "method", *_TIMES)))
+    for name, content in (
+        ("results.json", text + "\n"),
+        ("results.csv", as_csv(rows, COLUMNS)),
+        ("results.md", as_markdown(results, rows)),
+        ("times.csv", as_csv(times, ("category", "method", *TIMES))),
+    ):
+        write_text(out / name, content, is_ours=True)
 
 
 def _read(path: str) -> dict[str, Any]:
+    if os.path.isdir(path):
+        raise UsageError(f"{path}: is a folder; name the results.json in it")
     try:
-        results = parsed_json(read_bytes(path))
-        if not {"settings", "categories"} <= results.keys():
-            raise ValueError("no settings and categories in it")
-    except (OSError, ValueError, AttributeError) as error:
+        results: dict[str, Any] = parsed_json(read_bytes(path))
+        check_comparable(results)
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"{path}: is not the results.json of a benchmark ({error})"
         ) from error

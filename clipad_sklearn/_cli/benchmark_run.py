@@ -27,9 +27,11 @@ from .._prompts import check_prompts, random_word_prompts
 from ..datasets import load_image_folder, load_mvtec_ad, load_sewer_ml, load_visa
 from ..metrics import PIXEL_METRICS
 from .arguments import BenchmarkSettings
+from .benchmark_tables import are_numbers
 from .methods import Choices, Method, fitted_detector, method_and_shots
 from .output import UsageError, say, write_text
 
+TIMES = ("fit_s", "score_ms_per_image", "map_ms_per_image", "peak_mb")
 _LONGEST_REASON = 1000
 _MASK_FOLDERS = ("ground_truth", "masks")
 
@@ -224,12 +226,16 @@ class Runner:
             return []
         return load_good(self.settings, category)
 
+    def n_seeds(self, method: str) -> int:
+        """Return how often a method is run."""
+        return self.settings.n_seeds if method_and_shots(method)[0].seeded else 1
+
     def run(
         self, category: str, method: str, data: Bunch, training: list[str]
     ) -> dict[str, Any]:
         """Return scores, thresholds, pixel metrics, times and peak memory."""
         kind, shots = method_and_shots(method)
-        n_seeds = self.settings.n_seeds if kind.seeded else 1
+        n_seeds = self.n_seeds(method)
         on_images = kind.on_images
         masks = data.masks if on_images else None
         class_name = _class_name(self.settings, category)
@@ -435,7 +441,8 @@ def _part(
     try:
         training = runner.training(category, method)
         fingerprint = _fingerprint(listed, training)
-        part = _finished(path, fingerprint)
+        shape = (runner.n_seeds(method), len(listed.images))
+        part = _finished(path, fingerprint, shape)
         said = "already there"
         if part is None:
             part = runner.run(category, method, listed, training)
@@ -455,14 +462,23 @@ def _settings_of(out: Path) -> dict[str, Any] | None:
     if os.path.lexists(path):
         try:
             found: dict[str, Any] = parsed_json(read_bytes(str(path)))
-            {**found["settings"]}["methods"], found["settings"]["categories"]
+            there = {**found["settings"]}  # a copy
+            if there["categories"] is None:
+                del there["categories"]
+            for names in (there["methods"], there.get("categories", [])):
+                if not isinstance(names, list) or names != [*map(str, names)]:
+                    raise ValueError(names)
         except (OSError, ValueError, TypeError, KeyError):
             raise UsageError(f"{path}: was not written by `clipad benchmark`") from None
         return found
     # A run that was killed may have left what it had not finished.
-    if os.path.lexists(out) and not (
-        out.is_dir() and all(path.name.startswith(UNFINISHED) for path in out.iterdir())
-    ):
+    try:
+        names = os.listdir(out) if os.path.lexists(out) else []
+    except NotADirectoryError:
+        names = [out.name]
+    except OSError as error:
+        raise UsageError(f"--out {out}: {error_words(error)}") from error
+    if not all(name.startswith(UNFINISHED) for name in names):
         raise UsageError(f"{out}: is not empty and holds no benchmark")
     return None
 
@@ -493,19 +509,33 @@ def _claim(out: Path, described: dict[str, Any]) -> None:
     # In this order, so that a run that is killed between them can be resumed.
     try:
         out.mkdir(parents=True, exist_ok=True)
+        _write(out / "settings.json", described)
+        (out / "parts").mkdir(exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out {out}: {error_words(error)}") from error
-    _write(out / "settings.json", described)
-    (out / "parts").mkdir(exist_ok=True)
+        where = error.filename or out
+        raise UsageError(f"--out {where}: {error_words(error)}") from error
 
 
-def _finished(path: Path, fingerprint: str) -> dict[str, Any] | None:
+def _finished(
+    path: Path, fingerprint: str, shape: tuple[int, int]
+) -> dict[str, Any] | None:
+    """Return what an earlier run found, if it is whole and of the same images.
+
+    `shape` is that of the scores.
+    """
     try:
         part = parsed_json(read_bytes(str(path)))
-    except (OSError, ValueError):
+        pixels = [[values[name] for name in PIXEL_METRICS] for values in part["pixels"]]
+        is_whole = (
+            part["fingerprint"] == fingerprint
+            and are_numbers(part["scores"], *shape)
+            and are_numbers(part["thresholds"], shape[0])
+            and (not pixels or are_numbers(pixels, shape[0], len(PIXEL_METRICS)))
+            and part["times"].keys() == set(TIMES)
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    is_ours = isinstance(part, dict) and part.get("fingerprint") == fingerprint
-    return part if is_ours else None
+    return part if is_whole else None
 
 
 def _file_name(category: str, method: str) -> str:

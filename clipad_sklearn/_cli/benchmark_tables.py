@@ -24,6 +24,42 @@ TITLES = {
 ERROR_TITLES = {"false_alarms": "false alarms", "escapes": "escapes"}
 
 
+# -- what is read back -------------------------------------------------------------
+
+
+def are_numbers(values: Any, *shape: int) -> bool:
+    """Whether a file has numbers of that shape, all of them finite."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        return False
+    is_numeric = array.dtype.kind in "iuf" and array.shape == shape
+    return is_numeric and bool(np.isfinite(array).all())
+
+
+def check_comparable(results: Any) -> None:
+    """Raise ValueError for what `compare` cannot take for results."""
+    try:
+        settings = results["settings"]
+        methods, n_draws = settings["methods"], settings["n_draws"]
+        if not isinstance(methods, list) or not isinstance(n_draws, int) or n_draws < 1:
+            raise ValueError
+        for group in ("settings", "clip", "versions"):
+            results.get(group, {}).items()
+        for category, part in results["categories"].items():
+            category.encode("utf-8", "surrogateescape")
+            truth = part["data"].get("is_anomalous", [])
+            for method in methods:
+                found = part["methods"][method]
+                if "error" not in found and not (
+                    set(truth) == {0, 1}
+                    and are_numbers(found["scores"], len(found["scores"]), len(truth))
+                ):
+                    raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError("what it holds is none") from None
+
+
 # -- intervals ---------------------------------------------------------------------
 
 
@@ -366,7 +402,7 @@ def compare(a: dict[str, Any], b: dict[str, Any], names: Sequence[str]) -> str:
             "Means over these categories:",
             "",
             *_markdown(["category", "method", *titles], means),
-            *(["", *dict.fromkeys(remarks)] if remarks else []),
+            *(["", *map(printable, dict.fromkeys(remarks))] if remarks else []),
             "",
         ]
     )
@@ -396,8 +432,7 @@ def _different_settings(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     for group in ("settings", "clip", "versions"):
         first, second = a.get(group, {}), b.get(group, {})
         lines += [
-            f"{name}: {printable(str(first.get(name)))}, "
-            f"then {printable(str(second.get(name)))}"
+            printable(f"{name}: {first.get(name)}, then {second.get(name)}")
             for name in dict.fromkeys([*first, *second])
             if first.get(name) != second.get(name)
         ]

@@ -102,8 +102,7 @@ def _run(argv: Sequence[str] | None) -> int:
             with reader_may_leave():
                 return status
         except UsageError as error:
-            lines = (printable(line) for line in str(error).split("\n"))
-            print_error("clipad: error: " + "\n".join(lines))
+            print_error("clipad: error: " + "\n".join(map(printable, error.args)))
             return 2
         except BrokenPipeError:
             # What is printed as it is found, and not needed any more.

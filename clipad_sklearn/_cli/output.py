@@ -15,7 +15,13 @@ from .._progress import set_hidden
 
 
 class UsageError(Exception):
-    """An error the user can fix; shown without a traceback."""
+    """An error the user can fix; shown without a traceback.
+
+    Each argument is a line: a line break within one is that of a name.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 @contextlib.contextmanager
@@ -26,7 +32,7 @@ def as_usage_error() -> Iterator[None]:
     except (ValueError, TypeError, OSError, ImportError) as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise UsageError(str(error)) from error
+        raise UsageError(*str(error).split("\n")) from error
 
 
 # -- printing ------------------------------------------------------------------
@@ -102,7 +108,8 @@ def no_formula(text: str) -> str:
 
     Also before an apostrophe, so that taking one away always gives the text back.
     """
-    return f"'{text}" if text.startswith(tuple("=+-@'\t\r\n")) else text
+    signs = "=+-@'" + "\uff1d\uff0b\uff0d\uff20"  # the latter are fullwidth
+    return f"'{text}" if text.startswith(tuple(signs)) else text
 
 
 # -- settings of CLIP ----------------------------------------------------------

@@ -5,11 +5,20 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .._files import Walk, error_words, is_output, outputs_in, walk_images
+from .._files import (
+    Walk,
+    error_words,
+    is_folder,
+    is_output,
+    is_system_folder,
+    outputs_in,
+    walk_images,
+)
 from .output import UsageError
 
 
@@ -58,28 +67,64 @@ def _expand(argument: str, outputs: _Outputs) -> Walk:
         return _named([argument], outputs)
     if "**" in argument:
         return _matching(argument)
-    matches = sorted(glob.glob(argument))
-    walks = [walk_images(match) for match in matches if os.path.isdir(match)]
-    named = _named([path for path in matches if not os.path.isdir(path)], outputs)
-    return _joined([named, *walks, Walk(unreadable=_not_listed(argument))])
+    walk = Walk()
+    matches = sorted(_globbed(argument, walk))
+    folders = dict.fromkeys(filter(os.path.isdir, matches))
+    named = _named([path for path in matches if path not in folders], outputs)
+    return _joined([named, *map(walk_images, folders), walk])
 
 
-def _not_listed(pattern: str) -> list[tuple[str, str]]:
-    """Return folders in which a pattern looks in vain, and why; `glob` is silent."""
-    reasons = []
-    parent = os.path.dirname(pattern)
-    while parent:
-        for folder in sorted(glob.glob(parent)):
+def _globbed(pattern: str, walk: Walk) -> list[str]:
+    """Return what a pattern without ``**`` matches, as `glob` does.
+
+    But, as everywhere, no folder is entered twice on one level, nor one of the system
+    that is not spelled out, and those that may not be listed are noted in `walk`.
+    """
+    root, parts = pattern, list[str]()
+    while glob.has_magic(root) and root != os.path.dirname(root):  # as of a drive
+        root, part = os.path.split(root)
+        parts.insert(0, part)
+    paths = [root]
+    for i, part in enumerate(parts):
+        seen: set[tuple[int, int]] = set()
+        folders, paths = paths, []
+        for folder in folders:
             try:
-                if os.path.isdir(folder):
-                    os.scandir(folder).close()
+                status = os.stat(folder or os.curdir)
+                identity = status.st_dev, status.st_ino
+                if identity not in seen and stat.S_ISDIR(status.st_mode):
+                    seen.add(identity)
+                    is_last = i == len(parts) - 1
+                    paths += _in_folder(folder, part, walk, is_last=is_last)
                     os.stat(os.path.join(folder, os.curdir))
+            except (FileNotFoundError, NotADirectoryError):
+                pass
             except OSError as error:
-                reasons.append((folder, error_words(error)))
-        if not glob.has_magic(parent):
-            break
-        parent = os.path.dirname(parent)
-    return reasons
+                walk.unreadable.append((folder or os.curdir, error_words(error)))
+    return paths
+
+
+def _in_folder(folder: str, part: str, walk: Walk, *, is_last: bool) -> list[str]:
+    """Return what of a folder matches a part of a pattern; folders if more follow."""
+    if not glob.has_magic(part):
+        path = os.path.join(folder, part)
+        return [path] if os.path.lexists(path) else []
+    with os.scandir(folder or os.curdir) as found:
+        entries = {entry.name: entry for entry in found}
+    # A name that looks like a pattern matches itself, too.
+    names = {*fnmatch.filter(entries, part), part} & entries.keys()
+    paths = []
+    for name in sorted(names):
+        is_hidden = name.startswith(".")
+        if is_hidden and not part.startswith("."):
+            continue
+        path, entry = os.path.join(folder, name), entries[name]
+        is_spelled_out = is_hidden or name == part
+        if is_system_folder(name) and not is_spelled_out and is_folder(entry):
+            walk.system.append(path)
+        elif is_last or is_folder(entry):
+            paths.append(path)
+    return paths
 
 
 class _Outputs(dict[str, frozenset[str]]):
@@ -137,7 +182,8 @@ def _match(names: Sequence[str], pattern: Sequence[str]) -> bool:
             ends = {
                 end + 1
                 for end in ends
-                if end < len(names) and fnmatch.fnmatch(names[end], part)
+                if end < len(names)
+                and (fnmatch.fnmatch(names[end], part) or names[end] == part)
             }
     return len(names) in ends
 

@@ -110,7 +110,7 @@ def run(settings: ScoreSettings) -> int:
         say_shift(fitted, margins[np.isfinite(margins)])
     n_failures = len(failures) + threshold.n_unreadable + fitted.n_unreadable
     if lost:
-        raise UsageError("\n".join(lost.values()))
+        raise UsageError(*lost.values())
     return 1 if n_failures + n_unlisted + len(scored.without_map) else 0
 
 

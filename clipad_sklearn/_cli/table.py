@@ -7,7 +7,9 @@ import importlib.metadata
 import io
 import json
 import platform
+import re
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -140,14 +142,25 @@ def _fill(sheet: Any, columns: Sequence[str], rows: Sequence[dict[str, Any]]) ->
         for value in _short(row, columns).values():
             if isinstance(value, str):
                 # As a text, whatever it begins with.
-                value = WriteOnlyCell(sheet, printable(value))
+                value = WriteOnlyCell(sheet, _for_xml(value))
                 value.data_type = "s"
             cells.append(value)
         sheet.append(cells)
 
 
+def _for_xml(text: str) -> str:
+    """Escape what a spreadsheet cannot hold, and nothing else."""
+    # These stand for letters there, as _x0041_ for an A.
+    text = re.sub("_(?=x[0-9A-Fa-f]{4}_)", "_x005F_", text)
+    return re.sub(
+        "[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]",
+        lambda found: printable(found[0]),
+        text,
+    )
+
+
 def as_csv(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> str:
-    """Return rows as CSV; no spreadsheet runs the names of files and folders in it."""
+    """Return rows as CSV; neither spreadsheets nor terminals obey the names in it."""
     buffer = io.StringIO(newline="")
     # Only so are line breaks of both kinds quoted, wherever they stand.
     writer = csv.DictWriter(
@@ -155,9 +168,20 @@ def as_csv(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> str:
     )
     writer.writeheader()
     for row in rows:
+        row = {n: _tame(v) if isinstance(v, str) else v for n, v in row.items()}
         names = {n: no_formula(row[n]) for n in ("path", "category") if n in row}
         writer.writerow(row | names)
     return buffer.getvalue()
+
+
+def _tame(text: str) -> str:
+    """As `printable`, but for letters that are only unknown to Python."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if unicodedata.category(letter) in ("Cn", "Co") else printable(letter)
+        for letter in text
+    )
 
 
 def versions() -> dict[str, str]:

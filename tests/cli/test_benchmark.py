@@ -465,6 +465,93 @@ def test_folder_of_other_settings_is_left_alone(
     assert main(arguments("mvtec", root, other, "prompt")) == 0
 
 
+@pytest.mark.parametrize("name", ["results.json", "results.md", "parts"])
+def test_links_in_the_folder_are_replaced(name: str, tmp_path: Path) -> None:
+    """Nobody asked for them, and what they lead to is somebody's own."""
+    root, out = write_mvtec_ad(tmp_path / "mvtec", ("wood",)), tmp_path / "out"
+    given = arguments("mvtec", root, out, "clip-ac")
+    assert main(given) == 0
+    path = next((out / name).iterdir()) if name == "parts" else out / name
+    before = path.read_bytes()
+    (tmp_path / "mine.txt").write_text("somebody's own")
+    path.unlink()
+    path.symlink_to(tmp_path / "mine.txt")
+    assert main(given) == 0
+    assert (tmp_path / "mine.txt").read_text() == "somebody's own"
+    assert name == "parts" or path.read_bytes() == before
+    assert not path.is_symlink()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"methods": "clip-ac"},
+        {"methods": None},
+        {"methods": [1]},
+        {"methods": [["clip-ac"]]},
+        {"categories": 0},
+        {"categories": "wood"},
+        {"categories": [None]},
+    ],
+)
+def test_settings_of_another_shape(
+    change: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = write_mvtec_ad(tmp_path / "mvtec", ("wood",)), tmp_path / "out"
+    given = [*arguments("mvtec", root, out, "clip-ac"), "--categories", "wood"]
+    assert main(given) == 0
+    settings = json.loads((out / "settings.json").read_text())
+    settings["settings"] |= change
+    (out / "settings.json").write_text(json.dumps(settings))
+    assert main(given) == 2
+    said = capsys.readouterr().err
+    assert "settings.json: was not written by `clipad benchmark`" in said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": None},
+        {"scores": [["high"] * 8]},
+        {"scores": [[0.5] * 7]},
+        {"scores": [[0.5] * 8] * 2},
+        {"thresholds": [None]},
+        {"thresholds": 0.5},
+        {"pixels": None},
+        {"pixels": [{"pro": 1.0}]},
+        {"times": [1.0]},
+        {"times": {"hours": 1.0}},
+    ],
+)
+def test_a_finished_part_of_another_shape_is_run_again(
+    change: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = write_mvtec_ad(tmp_path / "mvtec", ("wood",)), tmp_path / "out"
+    given = arguments("mvtec", root, out, "clip-ac")
+    assert main(given) == 0
+    [path] = (out / "parts").iterdir()
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    before = (out / "results.csv").read_bytes()
+    capsys.readouterr()
+    assert main(given) == 0
+    assert "already there" not in capsys.readouterr().err
+    assert (out / "results.csv").read_bytes() == before
+    assert main(given) == 0
+    assert "already there" in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = write_mvtec_ad(tmp_path / "mvtec", ("wood",)), tmp_path / "out"
+    given = arguments("mvtec", root, out, "clip-ac")
+    assert main(given) == 0
+    shutil.rmtree(out / "parts")
+    (out / "parts").touch()
+    assert main(given) == 2
+    assert f"--out {out / 'parts'}: file exists" in capsys.readouterr().err
+
+
 def test_changed_data_are_scored_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -599,6 +686,85 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.json").write_text(json.dumps(changed))
     assert main(["benchmark", "compare", first, str(tmp_path / "c.json")]) == 2
     assert "wood: left out, the images are not the same" in capsys.readouterr().err
+
+
+COMPARABLE = {
+    "settings": {"methods": ["prompt"], "n_draws": 10},
+    "categories": {
+        "wood": {
+            "data": {"images": ["1.png", "2.png"], "is_anomalous": [0, 1]},
+            "methods": {"prompt": {"scores": [[0.1, 0.2]]}},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *(((), value) for value in (None, 1, [], "settings categories", {})),
+        *((("settings",), value) for value in (None, "methods", [], {}, 1)),
+        *((("settings", "methods"), value) for value in (None, "prompt", [["a"]], 1)),
+        *((("settings", "n_draws"), value) for value in (None, "10", 0, 1.5)),
+        *((("clip",), value) for value in (None, "ViT-B-32", [])),
+        *((("categories",), value) for value in (None, "wood", [], {"\ud800": {}})),
+        *((("categories", "wood"), value) for value in (None, "data", [], {})),
+        *((("categories", "wood", "data"), value) for value in (None, "x", [], {})),
+        *(
+            (("categories", "wood", "data", "is_anomalous"), value)
+            for value in (None, 1, [0, 0], [1, 2], ["0", "1"], [[0], [1]], [0, 1, 1])
+        ),
+        *((("categories", "wood", "methods"), value) for value in (None, [], {})),
+        *(
+            (("categories", "wood", "methods", "prompt"), value)
+            for value in (None, 1, [], {}, {"scores": None})
+        ),
+        *(
+            (("categories", "wood", "methods", "prompt", "scores"), value)
+            for value in ([], [0.1, 0.2], [["a", "b"]], [[0.1]], [[0.1, float("nan")]])
+        ),
+    ],
+)
+def test_compare_with_what_is_no_result(
+    place: tuple[str, ...],
+    value: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Such as a file of another tool."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.json").write_text(json.dumps(COMPARABLE))
+    assert main(["benchmark", "compare", "a.json", "a.json"]) == 0
+    changed: Any = {"": json.loads(json.dumps(COMPARABLE))}
+    inner = changed
+    *above, last = ("", *place)
+    for name in above:
+        inner = inner[name]
+    inner[last] = value
+    Path("b.json").write_text(json.dumps(changed[""]))
+    for names in (("a.json", "b.json"), ("b.json", "a.json")):
+        assert main(["benchmark", "compare", *names]) == 2
+        said = capsys.readouterr().err
+        assert "b.json: is not the results.json of a benchmark" in said
+
+
+def test_compare_of_folders_and_of_hostile_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    assert main(["benchmark", "compare", "out", "out"]) == 2
+    assert "out: is a folder; name the results.json in it" in capsys.readouterr().err
+    changed = json.loads(json.dumps(COMPARABLE))
+    changed["categories"]["\x1b[31m\nwood"] = changed["categories"]["wood"]
+    changed["versions"] = {"\x1b[31mtorch": "\x1b[0m"}
+    Path("a.json").write_text(json.dumps(COMPARABLE))
+    Path("b.json").write_text(json.dumps(changed))
+    assert main(["benchmark", "compare", "a.json", "b.json"]) == 0
+    text = capsys.readouterr().out
+    assert text.replace("\n", "").isprintable()
+    assert "category \\x1b[31m\\nwood: left out, only the second has it." in text
 
 
 def test_pixel_metrics_have_their_titles() -> None:

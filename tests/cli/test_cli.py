@@ -532,6 +532,48 @@ def test_spreadsheet(few: Path, tmp_path: Path) -> None:
     assert cells.value.endswith("=1+1.png")
 
 
+def test_names_in_spreadsheets(tmp_path: Path) -> None:
+    """As given where XML can hold them, read as Excel reads them."""
+    openpyxl = pytest.importorskip("openpyxl")
+    as_given = [
+        *(
+            "10.00\u202fAM",
+            "\u3000",
+            " a  b ",
+            "a\u00a0b",
+            "\U0001f468\u200d\U0001f469",
+        ),
+        *("soft\u00adhyphen", "\u0641\u0627\u200c\u0631", "\u200e\u05d0", "\u202egnp"),
+        *("line\nbreak", "\ttab", "\x7f\x85\u2028", "\uf022\U000e0067", "=1", "<&>"),
+        *("_x0041_", "_x000A_x0041_", "_x005F_", "_x00g1_", "__x00ff__"),
+    ]
+    escaped = {"\rreturn": r"\rreturn", "\x1b[31m": r"\x1b[31m", "\uffff": r"\uffff"}
+    escaped |= {"\x00\x0b\ud800": r"\x00\x0b\ud800"}
+    paths = [*as_given, *escaped]
+    rows = make_rows(paths, np.arange(len(paths), dtype=float), 0.0)
+    write_rows(str(tmp_path / "scores.xlsx"), rows)
+    sheet = openpyxl.load_workbook(tmp_path / "scores.xlsx").active
+    read = [
+        re.sub("_x([0-9A-Fa-f]{4})_", lambda code: chr(int(code[1], 16)), cell.value)
+        for [cell] in sheet.iter_rows(min_row=2, max_col=1)
+    ]
+    assert read == [*as_given, *escaped.values()]
+
+
+def test_names_in_csv(tmp_path: Path) -> None:
+    """As given, but for what a terminal would obey."""
+    expected = {
+        **{name: name for name in ("10.00\u202fAM", "\u3000", "a\u200cb", "\uf022")},
+        **{f"{sign}1": f"'{sign}1" for sign in "=+-@'\uff1d\uff0b\uff0d\uff20"},
+        **{"\x1b[31m": r"\x1b[31m", "\x85\u2028\x0b": r"\x85\u2028\x0b"},
+        **{"a\nb": r"a\nb", "\u202egnp": r"\u202egnp", "\udcff": r"\udcff"},
+    }
+    rows = make_rows([*expected], np.arange(len(expected), dtype=float), 0.0)
+    write_rows(str(tmp_path / "scores.csv"), rows)
+    read = read_csv(tmp_path / "scores.csv")
+    assert [row["path"] for row in read] == [*expected.values()]
+
+
 def test_spreadsheet_has_the_regions(tmp_path: Path) -> None:
     openpyxl = pytest.importorskip("openpyxl")
     rows = make_rows(["a.png", "b.png"], np.array([1.0, 2.0]), 0.0)
@@ -812,6 +854,9 @@ def test_hostile_names(few: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         "\ttab.png",
         'a,"b".png',
         "\x1b[31mred.png",
+        "\u202egnp.png",
+        "\uff1d1+1.png",  # a fullwidth =
+        "10.00\u202fAM.png",  # as macOS names screenshots
         "ünï ☃.png",
         "<script>.png",
         os.fsdecode(b"not-unicode-\xff.png"),
@@ -830,10 +875,12 @@ def test_hostile_names(few: Path, tmp_path: Path, monkeypatch, capsys) -> None:
 
     rows = read_csv(Path(f"{out}.csv"))
     cells = [row["path"] for row in rows]
-    assert not any(cell.startswith(tuple("=+-@\t\r\n")) for cell in cells)
+    assert not any(cell.startswith(tuple("=+-@\uff1d")) for cell in cells)
     plain = [cell[1:] if cell.startswith("'") else cell for cell in cells]
-    written = {name.replace("\udcff", "\\udcff") for name in names}
-    assert set(plain) == written
+    written = {*names} - {n for n in names if not n.isprintable()}
+    written |= {r"line\nbreak.png", r"\rreturn.png", r"\ttab.png"}
+    written |= {r"\x1b[31mred.png", r"not-unicode-\udcff.png", r"\u202egnp.png"}
+    assert set(plain) == {*written, "10.00\u202fAM.png"}
 
     capsys.readouterr()
     assert main(["score", *TINY, "--", *names]) == 0

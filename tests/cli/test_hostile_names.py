@@ -20,6 +20,7 @@ from pages import open_page, requests
 from PIL import Image
 
 from clipad_sklearn._cli.main import main
+from clipad_sklearn._errors import printable
 from clipad_sklearn.datasets import make_defect_images
 
 NAMES = [
@@ -118,6 +119,8 @@ def test_nothing_reaches_the_terminal_raw(
         assert main(arguments) == 2
         Path("photo.png").unlink()
     captured = capsys.readouterr()
+    lines = (captured.out + captured.err).splitlines()
+    assert all(line.startswith("clipad: ") for line in lines)
     shown = (captured.out + captured.err).replace("\n", "")
     assert shown.isprintable()
 
@@ -158,10 +161,10 @@ def test_benchmark_with_hostile_categories(photos: Path, tmp_path: Path) -> None
         with open(tmp_path / "results" / name, encoding="utf-8", newline="") as file:
             cells = [row["category"] for row in csv.DictReader(file)]
         assert not any(cell.startswith(FORMULA) for cell in cells)
+        assert all(cell.isprintable() for cell in cells)
         plain = {cell.removeprefix("'") for cell in cells} - {"mean"}
-        expected = (c.encode("utf-8", "backslashreplace") for c in categories[1:])
         assert {cell.removeprefix("'") for cell in plain} == {
-            text.decode().removeprefix("'") for text in expected
+            printable(category).removeprefix("'") for category in categories[1:]
         }
     table = (tmp_path / "results" / "results.md").read_text(encoding="utf-8")
     assert "<script" not in table
