@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -844,6 +845,8 @@ def test_command(
 def test_command_on_this_machine(
     photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     # One worker process, however many cores there are.
     monkeypatch.setattr("distributed.deploy.local.CPU_COUNT", 1)
     if sys.version_info >= (3, 11):  # what lies among the photos is not run by it
@@ -859,6 +862,7 @@ def test_command_on_this_machine(
     assert len(pandas.read_parquet(out)) == 1
     assert not (tmp_path / "planted").exists()
     assert "PYTHONSAFEPATH" not in os.environ
+    assert not list(Path(tempfile.gettempdir()).iterdir())  # nothing is left
 
 
 def test_modules_among_the_photos(

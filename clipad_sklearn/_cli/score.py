@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -283,7 +284,11 @@ def _dask_client(address: str) -> Iterator[Any]:
         try:
             if address == "local":
                 stack.enter_context(_environment_of_workers())
-                client = _local_client(Client)
+                # That of Dask has a name that anybody can foresee.
+                scratch = tempfile.TemporaryDirectory(
+                    prefix="clipad-", ignore_cleanup_errors=True
+                )
+                client = _local_client(Client, stack.enter_context(scratch))
             else:
                 client = _connected(Client, address)
         # RuntimeError: such as of a worker that does not start.
@@ -321,12 +326,12 @@ def _connected(client: Any, address: str) -> Any:
     return found[0]
 
 
-def _local_client(client: Any) -> Any:
+def _local_client(client: Any, folder: str) -> Any:
     import dask
 
     # Dask has workers give memory back all the time, which costs torch much.
     trim = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
-    with dask.config.set({trim: None}):
+    with dask.config.set({trim: None, "temporary-directory": folder}):
         # On the loopback only: nobody else has a say.
         return client(
             threads_per_worker=1,
