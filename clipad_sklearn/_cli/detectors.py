@@ -82,9 +82,11 @@ def obtain_detector(
     if settings.load is not None:
         detector = _load(settings.load)
         with as_usage_error():
-            for clip in iter_clips(detector):
+            clips = list(iter_clips(detector))
+            for clip in clips:
                 clip.set_params(**clip_settings)
-            return Fitted(detector, clips_of(detector)[0])
+            # Those of a FrozenEstimator are no parameters.
+            return Fitted(detector, (clips_of(detector) or clips)[0])
     choices = Choices(
         class_name=settings.class_name,
         random_state=settings.random_state,
