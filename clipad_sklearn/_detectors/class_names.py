@@ -12,6 +12,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 
+from .._errors import shown
+
 
 def names_of_images(class_name: Any, n_images: int | None) -> list[str]:
     """Check class names that are given per image."""
@@ -20,7 +22,7 @@ def names_of_images(class_name: Any, n_images: int | None) -> list[str]:
         if not isinstance(name, str):
             raise TypeError(
                 "class_name: expected a string or one string per image, found "
-                f"{name!r}."
+                f"{shown(name)}."
             )
     if n_images is None:
         raise ValueError("class_name was given per image, but X is None.")
