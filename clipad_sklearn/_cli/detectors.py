@@ -23,6 +23,7 @@ from .._errors import ImageReadError
 from .._images import image_size
 from .._masks import mask_pixels
 from .._score_rows import check_detector, clips_of, threshold_of
+from .._validation import check_number
 from .kept import is_kept
 from .methods import METHODS, Choices, fitted_detector, kept_words
 from .output import UsageError, as_usage_error, counted, say, stage, writing
@@ -284,6 +285,7 @@ def _check_thresholds(detector: Any) -> None:
     """Check what a saved detector knows of its threshold."""
     if not np.isfinite(threshold_of(detector)):
         raise ValueError(f"offset_={detector.offset_!r}: expected a finite number")
+    check_number("pixel_offset_", getattr(detector, "pixel_offset_", 0.5))
     scores = getattr(detector, "calibration_scores_", None)
     if scores is not None:
         metrics.p_values([], scores)

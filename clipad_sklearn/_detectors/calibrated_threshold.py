@@ -112,6 +112,7 @@ class CalibratedThresholdDetector(ClassNameDetector):
         "max_false_alarm": [Interval(Real, 0, 1, closed="left")],
         "confidence": [None, Interval(Real, 0, 1, closed="neither")],
         "calibration_size": [Interval(Real, 0, 1, closed="right")],
+        "random_state": ["random_state"],
     }
 
     def __init__(

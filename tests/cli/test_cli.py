@@ -667,6 +667,7 @@ def test_a_file_of_another_kind_is_not_loaded(
     [
         ("offset_", np.inf, "offset_=inf: expected a finite number"),
         ("calibration_scores_", [np.nan], "calibration_scores: expected finite"),
+        ("pixel_offset_", np.nan, "pixel_offset_=nan: expected a number"),
         ("calibration_scores_", [], "calibration_scores: expected finite"),
         ("calibration_scores_", "low", "could not convert"),
         ("promise_", 0.05, "promise_=0.05: expected a dict"),
@@ -750,6 +751,7 @@ def words(anomalous: str) -> list[str]:
         ),
         (["score", "few", *words("a\x1b {}")], "characters that cannot be shown"),
         (["score", "few", *words("a\udce4 {}")], "characters that cannot be shown"),
+        (["score", "few", *words("\x1b" + 999 * "a")], r"found '.{50,70} \.\.\. a+', "),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, few, monkeypatch, capsys):
