@@ -17,6 +17,12 @@ def printable(text: str) -> str:
     )
 
 
+def shown(text: object) -> str:
+    """Return what messages show of a text: of one that is long, both ends."""
+    whole = repr(text)
+    return whole if len(whole) <= 100 else f"{whole[:60]} ... {whole[-20:]}"
+
+
 class ImageReadError(ValueError):
     """One or several images could not be read.
 

@@ -12,6 +12,7 @@ set, the rate is distributed as Beta(k, n + 1 - k).
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,28 @@ from scipy.stats import ks_2samp
 
 # 0.29 * 100 is 28.999... in floating point.
 _ROUNDING = 1e-9
+# A share of fewer decimals than this is meant as it reads: 0.333 of 3 is less than 1.
+_SHORTEST = 6
 
 
 def floor_count(share: float, total: int) -> int:
     """Return how many of `total` are at most this share of them."""
+    share = float(share)
+    count = _floor(share, total)
+    return count + _is_rounded(share, count + 1, total)
+
+
+def _floor(share: float, total: int) -> int:
     return math.floor(share * total + _ROUNDING)
+
+
+def _is_rounded(share: float, count: int, total: int) -> bool:
+    """Return whether a share is count / total in single precision or many digits."""
+    n_decimals = -int(Decimal(repr(share)).as_tuple().exponent)
+    if count > total or n_decimals < _SHORTEST:
+        return False
+    exact = count / total
+    return share in (float(np.float32(exact)), round(exact, max(n_decimals, 8)))
 
 
 def threshold_rank(
@@ -37,7 +55,7 @@ def threshold_rank(
     `max_false_alarm`: on average, or at this confidence. 0: there is none.
     """
     if confidence is None:
-        return min(floor_count(max_false_alarm, n_scores + 1), n_scores)
+        return min(_floor(max_false_alarm, n_scores + 1), n_scores)
     ranks = np.arange(1, n_scores + 1)
     # The probability that the rate is at most max_false_alarm falls with the rank.
     probabilities = betainc(ranks, n_scores + 1 - ranks, max_false_alarm)
@@ -86,7 +104,7 @@ def _lowest_keeps(
     n_scores: int, max_false_alarm: float, confidence: float | None
 ) -> bool:
     if confidence is None:
-        return floor_count(max_false_alarm, n_scores + 1) >= 1
+        return _floor(max_false_alarm, n_scores + 1) >= 1
     return bool(_at_least(betainc(1, n_scores, max_false_alarm), confidence))
 
 

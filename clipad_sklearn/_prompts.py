@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
+from ._errors import shown
+from ._validation import check_value
+
 # Our own choice, not taken from a paper.
 DEFAULT_TEMPLATES = (
     "a photo of a {}.",
@@ -25,6 +28,8 @@ DEFAULT_TEMPLATES = (
     "a bright photo of a {}.",
     "a dark photo of the {}.",
 )
+# In the random words of a prompt.
+_MOST_LETTERS = 200_000
 DEFAULT_NORMAL_STATES = ("normal {}", "flawless {}", "perfect {}", "unblemished {}")
 DEFAULT_ANOMALOUS_STATES = ("anomalous {}", "damaged {}", "defective {}", "broken {}")
 
@@ -39,21 +44,32 @@ def fill(pattern: str, text: str) -> str:
     return pattern.replace("{}", text)
 
 
+def _check_unicode(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: {shown(text)} is not valid Unicode: it has a lone surrogate at "
+            f"position {error.start}."
+        ) from None
+
+
 def _check_strings(name: str, values: Any) -> tuple[str, ...]:
     # A set has no fixed order, so the same seed would give other prompts.
     if isinstance(values, (str, Set)) or not isinstance(values, Iterable):
-        raise TypeError(f"{name}={values!r}: expected a list of strings.")
+        raise TypeError(f"{name}={shown(values)}: expected a list of strings.")
     values = tuple(values)
     if not values:
         raise ValueError(f"{name} is empty: give at least one string.")
     for value in values:
         if not isinstance(value, str):
             raise TypeError(
-                f"{name}: expected strings, found {value!r} of type "
+                f"{name}: expected strings, found {shown(value)} of type "
                 f"{type(value).__name__}."
             )
         if not value.strip():
-            raise ValueError(f"{name} holds a blank string: {value!r}.")
+            raise ValueError(f"{name} holds a blank string: {shown(value)}.")
+        _check_unicode(name, value)
     return tuple(str(value) for value in values)
 
 
@@ -62,7 +78,7 @@ def _check_states(name: str, values: Any) -> tuple[str, ...]:
     for state in states:
         if state.count("{}") > 1:
             raise ValueError(
-                f"{name}: {state!r} has more than one '{{}}'. A state marks the "
+                f"{name}: {shown(state)} has more than one '{{}}'. A state marks the "
                 "place of the object with one '{}', or with none to put it last."
             )
     return states
@@ -80,8 +96,8 @@ def _check_different(normal: Sequence[str], anomalous: Sequence[str]) -> None:
     for state in anomalous:
         if folded(state) in both:
             raise ValueError(
-                f"anomalous_states: {state!r} is one of normal_states too; give states "
-                "that differ."
+                f"anomalous_states: {shown(state)} is one of normal_states too; give "
+                "states that differ."
             )
 
 
@@ -90,7 +106,7 @@ def _check_templates(name: str, values: Any) -> tuple[str, ...]:
     for template in templates:
         if template.count("{}") != 1:
             raise ValueError(
-                f"{name}: {template!r} has {template.count('{}')} '{{}}', but a "
+                f"{name}: {shown(template)} has {template.count('{}')} '{{}}', but a "
                 "template needs exactly one, where the state and the object go."
             )
     return templates
@@ -99,11 +115,12 @@ def _check_templates(name: str, values: Any) -> tuple[str, ...]:
 def _check_class_name(class_name: Any) -> str:
     if not isinstance(class_name, str):
         raise TypeError(
-            f"class_name={class_name!r}: expected a string, not a "
+            f"class_name={shown(class_name)}: expected a string, not a "
             f"{type(class_name).__name__}."
         )
     if not class_name.strip():
         raise ValueError("class_name is blank: name the object, e.g. 'object'.")
+    _check_unicode("class_name", class_name)
     return str(class_name)
 
 
@@ -267,10 +284,12 @@ def check_prompts(prompts: str | PromptSet) -> PromptSet:
         return prompts
     names = ", ".join(map(repr, PRESETS))
     if not isinstance(prompts, str):
-        raise TypeError(f"prompts={prompts!r}: expected a PromptSet or one of {names}.")
+        raise TypeError(
+            f"prompts={shown(prompts)}: expected a PromptSet or one of {names}."
+        )
     if prompts not in PRESETS:
         raise ValueError(
-            f"prompts={prompts!r}: expected one of {names}, or a PromptSet."
+            f"prompts={shown(prompts)}: expected one of {names}, or a PromptSet."
         )
     return PRESETS[prompts]
 
@@ -385,6 +404,16 @@ def random_word_prompts(
             "object: use at least 1 word, or give a class_name."
         )
     source = _word_source(word_source, word_length)
+    if most * source.n_numbers > _MOST_LETTERS:
+        letters = ""
+        if isinstance(source, _Letters):
+            letters = f" with word_length={word_length!r}"
+        raise ValueError(
+            f"n_words={n_words!r}{letters}: expected at most {_MOST_LETTERS:,} "
+            "letters, or words of a list, in a prompt; no CLIP reads so many."
+        )
+    if isinstance(random_state, bool):
+        check_value("random_state", random_state, ["random_state"])
     fits = _fitting(max_tokens)
 
     seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
@@ -394,8 +423,9 @@ def random_word_prompts(
     # Every pair uses up one row of random numbers, whatever it makes of it, so the
     # pairs before it decide nothing. In chunks, to bound the memory.
     n_numbers = 4 + most * source.n_numbers
+    n_rows = min(10_000, 2**23 // n_numbers)
     while len(normal) < n_pairs:
-        numbers = generator.random((min(10_000, n_pairs - len(normal)), n_numbers))
+        numbers = generator.random((min(n_rows, n_pairs - len(normal)), n_numbers))
         sentence = _draw(numbers[:, 0], len(templates))
         good = _draw(numbers[:, 1], len(normal_states))
         bad = _draw(numbers[:, 2], len(anomalous_states))
@@ -414,8 +444,8 @@ def random_word_prompts(
                     break
             else:
                 raise ValueError(
-                    f"max_tokens={max_tokens!r}: {pair[0]!r} is longer with one word "
-                    "already. Use shorter words, states or templates."
+                    f"max_tokens={max_tokens!r}: {shown(pair[0])} is longer with one "
+                    "word already. Use shorter words, states or templates."
                 )
             normal.append(pair[0])
             anomalous.append(pair[1])
@@ -508,7 +538,7 @@ def _word_source(word_source: Any, word_length: Any) -> _Letters | _WordList:
             )
         return _WordList(words)
     raise ValueError(
-        f"word_source={word_source!r}: expected 'letters', 'vocabulary', or "
+        f"word_source={shown(word_source)}: expected 'letters', 'vocabulary', or "
         "a list of words."
     )
 

@@ -10,7 +10,6 @@ from scipy.special import expit
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
-from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from . import metrics
@@ -21,7 +20,7 @@ from ._clip.models import why_not_a_number
 from ._clip.read_once import given, groups
 from ._clip.settings import OpenCLIP, check_clip
 from ._detectors.base import BaseDetector
-from ._detectors.class_names import last_step
+from ._detectors.class_names import last_step, takes_images
 from ._detectors.fusion import images_for
 from ._errors import ImageReadError, NotNumbersError
 from ._images import image_name
@@ -66,7 +65,7 @@ def check_detector(detector: Any) -> None:
             "expected a detector with score_samples and offset_, or a Pipeline from a "
             f"CLIPImageEncoder to one, found {found}, which has no score_samples"
         )
-    if not isinstance(detector, Pipeline) and not _takes_images(detector):
+    if not isinstance(detector, Pipeline) and not takes_images(detector):
         raise TypeError(
             f"{found} takes embeddings: put it behind an encoder, "
             "make_pipeline(CLIPImageEncoder(clip), detector)"
@@ -285,12 +284,6 @@ def score_row(
 def error_row(path: str, reason: str) -> dict[str, Any]:
     """Return the row of an image that could not be read."""
     return dict.fromkeys(SCORE_COLUMNS) | {"path": path, "error": reason}
-
-
-def _takes_images(detector: Any) -> bool:
-    # What scikit-learn knows nothing of is taken at its word.
-    has_tags = hasattr(detector, "__sklearn_tags__")
-    return not has_tags or not get_tags(detector).input_tags.two_d_array
 
 
 def _kinds(pipeline: Pipeline) -> str:

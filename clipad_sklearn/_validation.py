@@ -48,16 +48,27 @@ def check_parameters(estimator: Any) -> None:
 def check_value(name: str, value: Any, constraints: Sequence[Any]) -> None:
     """Check one value, of which any of the constraints may hold."""
     made = [make_constraint(constraint) for constraint in constraints]
-    # To scikit-learn, True is a number.
-    as_number = not isinstance(value, bool)
-    for constraint in made:
-        if constraint.is_satisfied_by(value) and (
-            as_number or not isinstance(constraint, Interval)
-        ):
+    for given, constraint in zip(constraints, made, strict=True):
+        # To scikit-learn, True is a number.
+        as_meant = given == "boolean" or not isinstance(value, bool)
+        if as_meant and constraint.is_satisfied_by(value):
             return
     described = [_described(constraint) for constraint in made if not constraint.hidden]
     expected = ", ".join(described[:-1]) + " or " * (len(described) > 1) + described[-1]
     raise ValueError(f"{name}={value!r}: expected {expected}.")
+
+
+def is_whole(value: Any, least: int = 1) -> bool:
+    """Return whether a value is a whole number, which True is not, and large enough."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return whole and bool(value >= least)
+
+
+def check_number(name: str, value: Any) -> None:
+    """Check a threshold: nothing is above or below NaN."""
+    number = np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
+    if not number or np.isnan(value):
+        raise ValueError(f"{name}={value!r}: expected a number.")
 
 
 def check_blocks(layers: Any, depth: int) -> tuple[int, ...]:
@@ -66,7 +77,7 @@ def check_blocks(layers: Any, depth: int) -> tuple[int, ...]:
         given = tuple(layers)
         valid = (
             len(given) > 0
-            and all(isinstance(n, (int, np.integer)) and 1 <= n <= depth for n in given)
+            and all(is_whole(n) and n <= depth for n in given)
             and all(a < b for a, b in itertools.pairwise(given))
         )
     except TypeError:

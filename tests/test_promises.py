@@ -37,6 +37,30 @@ def test_a_share_of_a_total_is_what_it_reads_as():
     assert floor_count(0.29, 100) == 29
 
 
+def test_a_share_in_single_precision_or_with_8_digits_is_what_it_reads_as():
+    for total in (*range(1, 101), 997, 1499, 99_999):
+        for count in range(0, total + 1, max(1, total // 300)):
+            share = count / total
+            assert floor_count(np.float32(share), total) == count
+            assert floor_count(float(np.float32(share)), total) == count
+            for n_digits in (8, 9, 10):
+                assert floor_count(round(share, n_digits), total) == count
+
+
+def test_a_smaller_share_is_not_rounded_up():
+    assert floor_count(0.333, 3) == 0
+    assert floor_count(0.33333, 3) == 0
+    generator = np.random.default_rng(0)
+    for n_digits in range(1, 6):
+        whole = 10**n_digits
+        numbers = generator.integers(whole + 1, size=2000).tolist()
+        totals = generator.integers(1, 10**5, size=2000).tolist()
+        for number, total in zip(numbers, totals, strict=True):
+            assert floor_count(number / whole, total) == number * total // whole
+    assert floor_count(0.49, 99_951) == 48_975
+    assert floor_count(0.4999, 99_999) == 49_989
+
+
 @pytest.mark.parametrize("rate", RATES)
 def test_on_average_the_rank_is_the_highest_that_keeps_the_rate(rate):
     for n_scores in range(1, 500):

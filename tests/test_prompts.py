@@ -410,6 +410,20 @@ def test_parameters_of_a_search_may_be_lists_and_numpy_values():
         ({"n_words": (1, 2, 3)}, TypeError, ": expected an integer, or a pair"),
         ({"n_words": (1, 2.5)}, TypeError, ": expected an integer, or a pair"),
         ({"n_words": None}, TypeError, ": expected an integer, or a pair"),
+        ({"n_words": 10**12}, ValueError, "n_words=1000000000000 with word_length="),
+        (
+            {"n_words": 10**12, "word_source": ["a"]},
+            ValueError,
+            "n_words=1000000000000: expected at most 200,000 letters, or words of a",
+        ),
+        ({"word_length": 10**6}, ValueError, "with word_length=1000000: expected at"),
+        ({"random_state": True}, ValueError, "random_state=True: expected an int"),
+        ({"class_name": "\udce4"}, ValueError, "class_name: '\\udce4' is not valid"),
+        (
+            {"word_source": ["a", "b\udce4"]},
+            ValueError,
+            "word_source: 'b\\udce4' is not valid Unicode: it has a lone surrogate at",
+        ),
         ({"word_length": 0}, ValueError, "word_length=0: expected 1 <= smallest"),
         (
             {"word_length": (9, 3)},
@@ -492,3 +506,31 @@ def test_a_state_is_normal_or_anomalous(
         PromptSet(normal, anomalous, ["a photo of a {}."])
     with pytest.raises(ValueError, match=re.escape(message)):
         random_word_prompts(2, normal_states=normal, anomalous_states=anomalous)
+
+
+def test_long_words_in_prompts_of_a_fixed_seed_do_not_depend_on_chunks():
+    options = {"n_words": (1, 30), "word_length": (1, 500), "random_state": 0}
+    normal, _ = random_word_prompts(700, **options)
+    assert random_word_prompts(3, **options)[0] == normal[:3]
+    assert random_word_prompts(699, **options)[0] == normal[:699]
+
+
+def test_a_vocabulary_of_words_of_any_length():
+    options = {"word_source": "vocabulary", "random_state": 0}
+    any_length = random_word_prompts(5, word_length=(1, 10**6), **options)
+    assert any_length == random_word_prompts(5, word_length=(1, 77), **options)
+
+
+def test_messages_show_both_ends_of_long_prompts():
+    long = "first " + 5000 * "word " + "last"
+    for values, name in (([long + " {} {}"], "normal_states"), (long, "templates")):
+        sides = {"normal_states": ["a"], "anomalous_states": ["b"], "templates": ["{}"]}
+        with pytest.raises((TypeError, ValueError), match=name) as raised:
+            PromptSet(**(sides | {name: values}))
+        message = str(raised.value)
+        assert len(message) < 300
+        assert "first word" in message
+        assert "last" in message
+    with pytest.raises(ValueError, match="one of normal_states too") as raised:
+        PromptSet([long], [long], ["{}"])
+    assert len(str(raised.value)) < 300

@@ -28,13 +28,16 @@ from processes import Forked
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import OneClassSVM
+from sklearn.utils import get_tags
 
 import clipad_sklearn
 from clipad_sklearn import (
+    CalibratedThresholdDetector,
     CLIPImageEncoder,
     FusionDetector,
     OpenCLIP,
@@ -199,6 +202,26 @@ def check_rows(out: Path, detector: Pipeline, paths: list[str]) -> None:
 
 
 # -- rows ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_calibrated_pipeline_takes_images(
+    freeze: bool, photos: list[str], tmp_path: Path
+) -> None:
+    words = new_detector().fit(None)
+    words = FrozenEstimator(words) if freeze else words
+    detector = CalibratedThresholdDetector(words, calibration_size=1.0).fit(photos)
+    score_images(detector, photos, out=tmp_path / "dataset")
+    rows = pandas.read_parquet(tmp_path / "dataset")
+    expected = detector.score_samples(photos)
+    np.testing.assert_allclose(rows["margin"], expected, atol=1e-4)
+    saved = str(tmp_path / "saved.joblib")
+    joblib.dump(detector, saved)
+    out = tmp_path / "scores.json"
+    assert main(["score", *photos, "--load", saved, "--out", str(out)]) == 0
+    found = [row["margin"] for row in json.loads(out.read_text())["scores"]]
+    np.testing.assert_allclose(sorted(found), sorted(expected), atol=1e-4)
+    assert not get_tags(detector).input_tags.two_d_array
 
 
 def test_rows_are_those_of_the_command(
@@ -400,6 +423,15 @@ def with_threshold(threshold: Any) -> Pipeline:
             {"detector": make_pipeline(StandardScaler(), IsolationForest())},
             TypeError,
             "found the steps StandardScaler, IsolationForest",
+        ),
+        (
+            {
+                "detector": CalibratedThresholdDetector(
+                    make_pipeline(StandardScaler(), IsolationForest())
+                )
+            },
+            TypeError,
+            "CalibratedThresholdDetector takes embeddings",
         ),
         ({"detector": WinCLIPDetector("tiny")}, NotFittedError, "not fitted"),
         ({"detector": with_threshold(np.nan)}, ValueError, "offset_=nan: expected"),

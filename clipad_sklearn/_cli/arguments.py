@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Any, ClassVar, NoReturn
 
+from .._errors import shown
 from .._files import read_text
 from .._version import __version__
 from .cache import cache_folder
@@ -672,8 +673,8 @@ def _words(name: str, values: Sequence[str]) -> list[str]:
     for word in words:
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in word):
             raise UsageError(
-                f"--{name}: expected text, found {word!r}, which has characters that "
-                "cannot be shown"
+                f"--{name}: expected text, found {shown(word)}, which has characters "
+                "that cannot be shown"
             )
     if not words:
         raise UsageError(f"--{name}: found no words")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline, make_pipeline
 
+from .. import metrics
 from .._clip.image_encoder import CLIPImageEncoder
 from .._clip.read_once import given
 from .._clip.settings import OpenCLIP, check_clip
@@ -19,13 +22,17 @@ from .._detectors.class_names import last_step
 from .._errors import ImageReadError, NotNumbersError
 from .._images import image_size
 from .._masks import mask_pixels
-from .._score_rows import check_detector, clips_of
+from .._score_rows import check_detector, clips_of, threshold_of
+from .._validation import check_number
 from .kept import is_kept
 from .methods import METHODS, Choices, fitted_detector, kept_words
 from .output import UsageError, as_usage_error, counted, say, stage, writing
 
 if TYPE_CHECKING:
     from .arguments import ScoreSettings
+
+# How files begin that joblib takes for these.
+_ZLIB_OR_GZIP = (b"\x78", b"\x1f\x8b")
 
 
 @dataclass
@@ -82,9 +89,11 @@ def obtain_detector(
     if settings.load is not None:
         detector = _load(settings.load)
         with as_usage_error():
-            for clip in iter_clips(detector):
+            clips = list(iter_clips(detector))
+            for clip in clips:
                 clip.set_params(**clip_settings)
-            return Fitted(detector, clips_of(detector)[0])
+            # Those of a FrozenEstimator are no parameters.
+            return Fitted(detector, (clips_of(detector) or clips)[0])
     choices = Choices(
         class_name=settings.class_name,
         random_state=settings.random_state,
@@ -233,20 +242,75 @@ def _load(path: str) -> Any:
     if not os.path.isfile(path):  # a pipe might never end
         reason = "is not a file" if os.path.lexists(path) else "there is no such file"
         raise UsageError(f"--load {path}: {reason}")
+    start, is_pickle = b"", False
     try:
-        # Any code can be in such a file; --help says so.
-        detector = joblib.load(path)
+        with open(path, "rb") as file:
+            start = file.peek(4)
+            packed = start.startswith(_ZLIB_OR_GZIP)
+            content = io.BufferedReader(_Unpacked(file)) if packed else file
+            is_pickle = content.peek(1).startswith(b"\x80")
+            # Any code can be in such a file; --help says so.
+            detector = joblib.load(content)
+            while content.read(2**16):  # to the end, where the checksum is
+                pass
     except Exception as error:
-        # What joblib says of a file of another kind is the number of a byte.
-        reason = (
-            "" if isinstance(error, LookupError) or not str(error) else f": {error}"
-        )
+        reason = ""
+        if isinstance(error, zlib.error):
+            reason = ", or is damaged"
+        elif start.startswith(b"PK\x03\x04"):
+            reason = ": it is an archive, as skops makes; load that in Python"
+        elif isinstance(error, OSError) or (
+            is_pickle and str(error) and not isinstance(error, LookupError)
+        ):
+            # What else is said of a file of another kind is the number of a byte.
+            reason = f": {error}"
         raise UsageError(f"--load {path}: is not a file of --save{reason}") from error
     try:
         check_detector(detector)
+        _check_thresholds(last_step(detector))
     except (TypeError, ValueError) as error:
         raise UsageError(f"--load {path}: {error}") from error
     return detector
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of a file of zlib or gzip; zlib.error if that is not all of it.
+
+    joblib's own misses a checksum that is cut off, and never ends where more follows.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # either of both
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        plain = b""
+        while not plain and not self.stream.eof:
+            packed = self.stream.unconsumed_tail or self.file.read(2**16)
+            plain = self.stream.decompress(packed, len(buffer))
+            if not packed and not plain and not self.stream.eof:
+                raise zlib.error("the file was cut off")
+        if not plain and (self.stream.unused_data or self.file.read(1)):
+            raise zlib.error("something follows")
+        buffer[: len(plain)] = plain
+        return len(plain)
+
+
+def _check_thresholds(detector: Any) -> None:
+    """Check what a saved detector knows of its threshold."""
+    if not np.isfinite(threshold_of(detector)):
+        raise ValueError(f"offset_={detector.offset_!r}: expected a finite number")
+    check_number("pixel_offset_", getattr(detector, "pixel_offset_", 0.5))
+    scores = getattr(detector, "calibration_scores_", None)
+    if scores is not None:
+        metrics.p_values([], scores)
+    promise = getattr(detector, "promise_", {})
+    keys = {"bound", "confidence", "threshold"}
+    if not isinstance(promise, dict) or (promise and not keys <= promise.keys()):
+        raise ValueError(f"promise_={promise!r}: expected a dict of {sorted(keys)}")
 
 
 def save_detector(path: str, fitted: Fitted, kept: dict[str, Any]) -> None:

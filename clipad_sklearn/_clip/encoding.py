@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._decoding import content_of, noting_warnings
-from .._errors import ImageReadError
+from .._errors import ImageReadError, shown
 from .._files import read_bytes
 from .._images import check_images, image_name, open_image
 from .._progress import progress_bar
@@ -91,9 +91,9 @@ def check_pairs(
         other = by_tokens.get(row.tobytes(), text)
         if other != text:
             raise ValueError(
-                f"The prompts {other!r} and {text!r} become equal, because this CLIP "
-                f"reads the first {model.context_length} tokens of a prompt only. "
-                "Shorten the names and states, or put the state first."
+                f"The prompts {shown(other)} and {shown(text)} become equal, because "
+                f"this CLIP reads the first {model.context_length} tokens of a prompt "
+                "only. Shorten the names and states, or put the state first."
             )
 
 
@@ -103,7 +103,7 @@ def _warn_of_cut_texts(model: LoadedModel, texts: list[str]) -> None:
         warnings.warn(
             f"{len(cut)} of {len(set(texts))} prompts are longer than the context of "
             f"this CLIP, {model.context_length} tokens, and their ends are not read, "
-            f"as of {cut[0]!r}. Shorten names and states; for random words see "
+            f"as of {shown(cut[0])}. Shorten names and states; for random words see "
             "max_tokens of random_word_prompts.",
             UserWarning,
             stacklevel=4,
@@ -424,13 +424,15 @@ def _check_texts(texts: Sequence[str]) -> list[str]:
         raise ValueError("Found 0 texts while a minimum of 1 is required.")
     for text in texts:
         if not isinstance(text, str):
-            raise TypeError(f"Expected strings, got {type(text).__name__}: {text!r}.")
+            raise TypeError(
+                f"Expected strings, got {type(text).__name__}: {shown(text)}."
+            )
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{text!r} is not valid Unicode: it has a lone surrogate at position "
-                f"{error.start}."
+                f"{shown(text)} is not valid Unicode: it has a lone surrogate at "
+                f"position {error.start}."
             ) from None
     return texts
 

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from .. import metrics
 from .._clip.kept_model import check_same_clip, fingerprint_without_loading
 from .._clip.settings import check_clip
-from .._errors import NotNumbersError
+from .._errors import NotNumbersError, shown
 from .._promises import floor_count
 from .._validation import check_parameters
 
@@ -390,7 +390,7 @@ class EmbeddingMixin:
         labels = [] if y is None else np.asarray(y).ravel().tolist()
         names = [name for name in labels if isinstance(name, str)]
         if names:
-            found = ", ".join(map(repr, sorted(set(names))[:3]))
+            found = ", ".join(map(shown, sorted(set(names))[:3]))
             raise ValueError(
                 f"y holds strings ({found}): expected labels in {{-1, +1}} with -1 "
                 "anomalous, or in {0, 1} or bool with 1 anomalous."

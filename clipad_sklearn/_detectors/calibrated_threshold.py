@@ -17,7 +17,13 @@ from .._images import check_images
 from .._validation import all_or_nothing, check_value
 from .base import ClassNameDetector, with_class_name
 from .calibration import are_references, calibrate_threshold, check_labels
-from .class_names import fit_named, last_step, names_of_images, score_named
+from .class_names import (
+    fit_named,
+    last_step,
+    names_of_images,
+    score_named,
+    takes_images,
+)
 
 
 def _has_probabilities(self: CalibratedThresholdDetector) -> bool:
@@ -106,6 +112,7 @@ class CalibratedThresholdDetector(ClassNameDetector):
         "max_false_alarm": [Interval(Real, 0, 1, closed="left")],
         "confidence": [None, Interval(Real, 0, 1, closed="neither")],
         "calibration_size": [Interval(Real, 0, 1, closed="right")],
+        "random_state": ["random_state"],
     }
 
     def __init__(
@@ -151,7 +158,7 @@ class CalibratedThresholdDetector(ClassNameDetector):
                 "X is None, but a threshold is set from images: pass some."
             )
         tags = get_tags(self.detector)
-        X = indexable(X)[0] if tags.input_tags.two_d_array else check_images(X)
+        X = check_images(X) if takes_images(self.detector) else indexable(X)[0]
         n_samples = _num_samples(X)
         if class_name is not None and not isinstance(class_name, str):
             class_name = names_of_images(class_name, n_samples)
@@ -231,5 +238,6 @@ class CalibratedThresholdDetector(ClassNameDetector):
         tags = super().__sklearn_tags__()
         inner = get_tags(self.detector)
         tags.input_tags = inner.input_tags
+        tags.input_tags.two_d_array = not takes_images(self.detector)
         tags.target_tags.required = inner.target_tags.required
         return tags

@@ -12,6 +12,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 
+from .._errors import shown
+
 
 def names_of_images(class_name: Any, n_images: int | None) -> list[str]:
     """Check class names that are given per image."""
@@ -20,7 +22,7 @@ def names_of_images(class_name: Any, n_images: int | None) -> list[str]:
         if not isinstance(name, str):
             raise TypeError(
                 "class_name: expected a string or one string per image, found "
-                f"{name!r}."
+                f"{shown(name)}."
             )
     if n_images is None:
         raise ValueError("class_name was given per image, but X is None.")
@@ -79,6 +81,31 @@ def last_step(detector: Any) -> Any:
         detector = inner
 
 
+def first_step(detector: Any) -> Any:
+    """Return what takes the input of a detector, or of what ends in one."""
+    while True:
+        if isinstance(detector, Pipeline):
+            detector = detector.steps[0][1]
+        elif isinstance(detector, FrozenEstimator) or _is_search(detector):
+            detector = detector.estimator
+        else:
+            return detector
+
+
+def takes_images(detector: Any) -> bool:
+    """Return whether a detector, or what ends in one, takes images, not numbers."""
+    first = first_step(detector)
+    # Not known to the tags of a Pipeline, nor where its first step is "passthrough".
+    known = detector if first is None or isinstance(first, str) else first
+    # What scikit-learn knows nothing of is taken at its word.
+    has_tags = hasattr(known, "__sklearn_tags__")
+    return not has_tags or not get_tags(known).input_tags.two_d_array
+
+
+def _is_search(detector: Any) -> bool:
+    return hasattr(detector, "cv") and hasattr(detector, "estimator")
+
+
 def _inner(detector: Any) -> Any:
     """Return what a fitted search or a FrozenEstimator wraps, None for others."""
     if isinstance(detector, FrozenEstimator):
@@ -96,7 +123,7 @@ def _fit_keywords(detector: Any, class_name: Any) -> dict[str, Any]:
         if get_config()["enable_metadata_routing"]:
             return names
         return {f"{step}__{name}": value for name, value in names.items()}
-    if hasattr(detector, "cv") and hasattr(detector, "estimator"):
+    if _is_search(detector):
         return _fit_keywords(detector.estimator, class_name)
     return keyword_for(detector.fit, class_name)
 

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._fork import one_thread_in_children
 from .._progress import progress_bar
-from .._validation import all_or_nothing, check_parameters
+from .._validation import all_or_nothing, check_parameters, is_whole
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -373,7 +373,7 @@ def _check_layer_sizes(hidden_layer_sizes: Any) -> list[int]:
     if isinstance(hidden_layer_sizes, Integral):
         return [int(hidden_layer_sizes)]
     sizes = list(hidden_layer_sizes)
-    if not all(isinstance(size, Integral) and int(size) >= 1 for size in sizes):
+    if not all(is_whole(size) for size in sizes):
         raise ValueError(
             f"hidden_layer_sizes={hidden_layer_sizes!r}: expected integers of at "
             "least 1, one per hidden layer, such as (512, 512, 512)."

@@ -8,8 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import expit, log_expit, logit, logsumexp
 from sklearn.base import BaseEstimator, clone
-from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch, Tags, get_tags
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import _BaseComposition, available_if
@@ -27,6 +25,7 @@ from .base import ClassNameDetector
 from .calibration import are_references
 from .class_names import (
     check_needs_no_labels,
+    first_step,
     fit_named,
     keyword_for,
     names_of_images,
@@ -473,7 +472,7 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         try:
-            first = _first_step(self._named()[0][1])
+            first = first_step(self._named()[0][1])
         except (IndexError, TypeError, ValueError):  # `fit` says what is wrong
             return tags
         if isinstance(first, BaseEstimator):
@@ -484,14 +483,6 @@ class FusionDetector(ClassNameDetector, _BaseComposition):
 def images_for(detector: Any, images: Any) -> Any:
     """Return images as a detector takes them: only ours know those read once."""
     ours = (CLIPImageEncoder, MapDetector, FusionDetector)
-    if isinstance(_first_step(detector), ours) or not isinstance(images, list):
+    if isinstance(first_step(detector), ours) or not isinstance(images, list):
         return images
     return [given(image) for image in images]
-
-
-def _first_step(detector: Any) -> Any:
-    """Return what takes the input of a member."""
-    while isinstance(detector, (FrozenEstimator, Pipeline)):
-        frozen = isinstance(detector, FrozenEstimator)
-        detector = detector.estimator if frozen else detector.steps[0][1]
-    return detector

@@ -17,6 +17,7 @@ from .._clip.models import check_settings, load
 from .._clip.settings import OpenCLIP, check_clip
 from .._images import check_images
 from .._promises import floor_count
+from .._validation import check_number, is_whole
 from .base import ClassNameDetector
 from .class_names import names_of_images
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Thresholds of maps are found to one part in this.
 _N_BINS = 2**20
+# Of one map that is asked for: 4 GB. No more than Pillow can resize, either.
+_MOST_PIXELS = 2**30
 
 
 class MapDetector(ClassNameDetector):
@@ -178,6 +181,8 @@ class MapDetector(ClassNameDetector):
             Of dtype bool, True where the anomaly map is above `pixel_offset_`. A list
             for ``size="image"``.
         """
+        check_is_fitted(self)
+        check_number("pixel_offset_", self.pixel_offset_)
         maps = self.iter_anomaly_maps(X, size=size, class_name=class_name)
         masks = [anomaly_map > self.pixel_offset_ for anomaly_map in maps]
         return masks if isinstance(size, str) and size == "image" else np.stack(masks)
@@ -309,10 +314,7 @@ def check_size(size: Any, clip: OpenCLIP) -> str | tuple[int, int]:
         return size
     try:
         height, width = size
-        valid = all(
-            isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1
-            for n in (height, width)
-        )
+        valid = is_whole(height) and is_whole(width)
     except (TypeError, ValueError):
         valid = False
     if isinstance(size, str) or not valid:
@@ -320,6 +322,8 @@ def check_size(size: Any, clip: OpenCLIP) -> str | tuple[int, int]:
             f"size={size!r}: expected 'image', 'model' or (height, width) of at least "
             "1 each."
         )
+    if int(height) * int(width) > _MOST_PIXELS:
+        raise ValueError(f"size={size!r}: expected at most {_MOST_PIXELS:,} pixels.")
     return int(height), int(width)
 
 

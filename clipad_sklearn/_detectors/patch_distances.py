@@ -81,7 +81,10 @@ def nearest_in_place(queries: Tensor, references: Tensor, radius: int) -> Tensor
         return (left @ right).flatten(0, 1).transpose(0, 1)
     shape = (rows, columns, len(queries), len(references))
     best = queries.new_full(shape, -float("inf"))
-    for down, across in itertools.product(range(-radius, radius + 1), repeat=2):
+    # Farther away there is nothing.
+    reach = (min(radius, length - 1) for length in (rows, columns))
+    shifts = (range(-most, most + 1) for most in reach)
+    for down, across in itertools.product(*shifts):
         here = best[_overlap(rows, -down), _overlap(columns, -across)]
         there = right[_overlap(rows, down), _overlap(columns, across)]
         moved = left[_overlap(rows, -down), _overlap(columns, -across)]

@@ -20,7 +20,7 @@ from .._clip.models import load
 from .._clip.settings import OpenCLIP, check_clip
 from .._errors import ImageReadError
 from .._images import image_name
-from .._validation import all_or_nothing, check_blocks
+from .._validation import all_or_nothing, check_blocks, is_whole
 from .base import quantile_offset
 from .maps import MapDetector, check_size, pixel_quantile, sized, upsampled
 from .patch_distances import PatchMatcher, count_neighbors
@@ -239,6 +239,7 @@ default=None
         "max_references": [None, Interval(Integral, 2, None, closed="left")],
         "max_patches": [None, Interval(Integral, 2, None, closed="left")],
         "on_error": [StrOptions({"raise", "skip"})],
+        "random_state": ["random_state"],
     }
 
     def __init__(
@@ -862,8 +863,7 @@ def _check_neighborhoods(neighborhoods: Any) -> None:
     try:
         sides = tuple(neighborhoods)
         valid = len(sides) > 0 and all(
-            isinstance(side, (int, np.integer)) and side >= 1 and side % 2 == 1
-            for side in sides
+            is_whole(side) and side % 2 == 1 for side in sides
         )
     except TypeError:
         valid = False

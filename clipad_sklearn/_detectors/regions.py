@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._validation import check_number, is_whole
+
 _TYPES = [
     *((name, np.int64) for name in ("top", "left", "bottom", "right", "area")),
     *((name, np.float32) for name in ("peak", "mean")),
@@ -73,12 +75,13 @@ default=None
     from scipy import ndimage
 
     scores = np.asarray(anomaly_map, dtype=np.float32)
-    if scores.ndim != 2 or np.isnan(scores).any():
+    if scores.ndim != 2 or scores.size == 0 or np.isnan(scores).any():
         raise ValueError(
             f"anomaly_map of shape {scores.shape}: expected one map of shape (height, "
             "width) without NaN."
         )
-    if not isinstance(min_area, (int, np.integer)) or min_area < 1:
+    check_number("offset", offset)
+    if not is_whole(min_area):
         raise ValueError(f"min_area={min_area!r}: expected an integer >= 1.")
     above = scores > offset
     if ignore is not None:
@@ -110,7 +113,14 @@ def ignored_pixels(ignore: Any, size: tuple[int, ...]) -> np.ndarray:
         return values != 0
     if values.ndim != 2 or values.shape[1] != 2 or len(values) < 3:
         raise ValueError(f"ignore of shape {values.shape}: {expected}.")
-    return _inside_polygon(values.astype(np.float64), (int(size[0]), int(size[1])))
+    try:
+        corners = values.astype(np.float64)
+        finite = bool(np.isfinite(corners).all())
+    except (OverflowError, TypeError, ValueError):
+        finite = False
+    if not finite:
+        raise ValueError("ignore: expected finite numbers as corners of the polygon.")
+    return _inside_polygon(corners, (int(size[0]), int(size[1])))
 
 
 def _inside_polygon(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:

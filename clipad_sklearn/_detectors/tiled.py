@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from .._clip.models import load
 from .._clip.settings import check_clip
 from .._errors import ImageReadError
-from .._validation import all_or_nothing
+from .._validation import all_or_nothing, is_whole
 from .calibration import are_references
 from .class_names import fit_named, names_of_images, score_named
 from .maps import MapDetector, resized
@@ -377,10 +377,7 @@ def _pair(name: str, value: Any) -> tuple[int, int]:
     """Return two checked integers, of rows and columns."""
     try:
         rows, columns = value
-        valid = all(
-            isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1
-            for n in (rows, columns)
-        )
+        valid = is_whole(rows) and is_whole(columns)
     except (TypeError, ValueError):
         valid = False
     if isinstance(value, str) or not valid:

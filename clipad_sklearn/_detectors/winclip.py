@@ -16,7 +16,7 @@ from .._clip import read_once
 from .._clip.encoding import pixel_batches
 from .._clip.models import load
 from .._clip.settings import OpenCLIP, check_clip
-from .._validation import all_or_nothing
+from .._validation import all_or_nothing, is_whole
 from .class_names import (
     check_needs_no_labels,
     fit_named,
@@ -510,7 +510,7 @@ def _check_window_sizes(
             )
             sizes.append((rows, columns))
             if not all(
-                isinstance(n, (int, np.integer)) and 1 <= n <= limit
+                is_whole(n) and n <= limit
                 for n, limit in zip(sizes[-1], grid, strict=True)
             ):
                 raise ValueError

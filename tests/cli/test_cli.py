@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import gzip
 import io
 import json
 import os
@@ -35,6 +36,7 @@ from clipad_sklearn import (
     ReferenceDetector,
     TiledDetector,
     _decoding,
+    calibrate_threshold,
 )
 from clipad_sklearn._cli.arguments import ScoreSettings
 from clipad_sklearn._cli.main import main
@@ -630,7 +632,99 @@ def test_a_saved_threshold_is_kept(folder: Path, tmp_path: Path, capsys) -> None
     assert verdicts(third).count("anomalous") == 6
 
 
+@pytest.mark.parametrize("compress", [0, 3, "gzip", "bz2", "lzma", "xz"])
+def test_a_file_of_any_compression_is_loaded(
+    compress: Any, few: Path, tmp_path: Path
+) -> None:
+    detector = calibrated(few)
+    saved = str(tmp_path / "detector.joblib")
+    joblib.dump(detector, saved, compress=compress)
+    report = score(tmp_path, str(few), "--load", saved)
+    margins = [row["margin"] for row in report["scores"]]
+    expected = detector.score_samples(sorted(map(str, few.iterdir())))
+    assert sorted(margins) == pytest.approx(sorted(expected), abs=1e-3)
+
+
 # -- errors --------------------------------------------------------------------
+
+
+def calibrated(photos: Path) -> Any:
+    paths = sorted(map(str, photos.iterdir()))
+    detector = make_pipeline(CLIPImageEncoder("tiny"), PromptDetector("tiny"))
+    return calibrate_threshold(detector.fit(None), paths, max_false_alarm=0.25)
+
+
+@pytest.mark.parametrize("compress", [3, "gzip"])
+def test_a_damaged_file_is_not_loaded(
+    compress: Any, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    saved = tmp_path / "detector.joblib"
+    joblib.dump(calibrated(few), saved, compress=compress)
+    content = saved.read_bytes()
+    middle = len(content) // 2
+    flipped = bytes([content[middle] ^ 1])
+    for damaged in (
+        content[:-1],
+        content[:-4],
+        content[:middle],
+        content + b"\n",
+        content + b"\r\n",
+        content + bytes(100_000),
+        content + content,
+        content[:middle] + flipped + content[middle + 1 :],
+    ):
+        saved.write_bytes(damaged)
+        assert main(["score", str(few), "--load", str(saved)]) == 2
+        assert (
+            f"--load {saved}: is not a file of --save, or is damaged"
+            in capsys.readouterr().err
+        )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not a file of --save\n"),
+        (b"x", "is not a file of --save, or is damaged\n"),
+        (b"\x78\x9c", "is not a file of --save, or is damaged\n"),
+        (b"import sys; sys\n", "is not a file of --save\n"),
+        (gzip.compress(b"photos"), "is not a file of --save\n"),
+        (
+            b"PK\x03\x04" + bytes(100),
+            "is not a file of --save: it is an archive, as skops makes",
+        ),
+    ],
+)
+def test_a_file_of_another_kind_is_not_loaded(
+    content: bytes, message: str, few: Path, capsys: pytest.CaptureFixture
+) -> None:
+    other = few.parent / "other"
+    other.write_bytes(content)
+    assert main(["score", str(few), "--load", str(other)]) == 2
+    assert f"--load {other}: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("offset_", np.inf, "offset_=inf: expected a finite number"),
+        ("calibration_scores_", [np.nan], "calibration_scores: expected finite"),
+        ("pixel_offset_", np.nan, "pixel_offset_=nan: expected a number"),
+        ("calibration_scores_", [], "calibration_scores: expected finite"),
+        ("calibration_scores_", "low", "could not convert"),
+        ("promise_", 0.05, "promise_=0.05: expected a dict"),
+        ("promise_", {"threshold": 1}, "promise_={'threshold': 1}: expected a dict"),
+    ],
+)
+def test_a_threshold_that_means_nothing_is_not_loaded(
+    name: str, value: Any, message: str, few: Path, capsys: pytest.CaptureFixture
+) -> None:
+    detector = calibrated(few)
+    setattr(detector[-1], name, value)
+    saved = str(few.parent / "detector.joblib")
+    joblib.dump(detector, saved)
+    assert main(["score", str(few), "--load", saved]) == 2
+    assert f"--load {saved}: {message}" in capsys.readouterr().err
 
 
 PLUS = ["--method", "sdp-plus"]
@@ -699,6 +793,7 @@ def words(anomalous: str) -> list[str]:
         ),
         (["score", "few", *words("a\x1b {}")], "characters that cannot be shown"),
         (["score", "few", *words("a\udce4 {}")], "characters that cannot be shown"),
+        (["score", "few", *words("\x1b" + 999 * "a")], r"found '.{50,70} \.\.\. a+', "),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, few, monkeypatch, capsys):

@@ -219,3 +219,14 @@ def test_errors_change_nothing(data: Any) -> None:
             detector.fit(*arguments)
         assert vars(detector) == before
     check_is_fitted(detector)
+
+
+def test_whether_it_takes_images_is_asked_of_the_first_step() -> None:
+    words = make_pipeline(CLIPImageEncoder("tiny"), PromptDetector("tiny"))
+    search = GridSearchCV(words, {"promptdetector__temperature": [0.1, 1]})
+    for detector in (words, FrozenEstimator(words), search, WinCLIPDetector("tiny")):
+        tags = CalibratedThresholdDetector(detector).__sklearn_tags__()
+        assert not tags.input_tags.two_d_array
+    for detector in (forest, make_pipeline("passthrough", forest), PromptDetector()):
+        tags = CalibratedThresholdDetector(detector).__sklearn_tags__()
+        assert tags.input_tags.two_d_array

@@ -282,6 +282,7 @@ def test_read_only_input(blobs: tuple[np.ndarray, np.ndarray]) -> None:
     [
         ({"hidden_layer_sizes": (8, 0)}, "expected integers of at least 1"),
         ({"hidden_layer_sizes": (8, 2.5)}, "expected integers of at least 1"),
+        ({"hidden_layer_sizes": (8, True)}, "expected integers of at least 1"),
         ({"hidden_layer_sizes": 0}, "hidden_layer_sizes=.*: expected"),
         ({"hidden_layer_sizes": None}, "hidden_layer_sizes=.*: expected"),
         ({"activation": "swish"}, "activation=.*: expected"),

@@ -211,6 +211,7 @@ class TestMaps:
         (3, {"size": "screen"}, ValueError, "size='screen': expected 'image', 'model'"),
         (3, {"size": (0, 4)}, ValueError, r"size=\(0, 4\)"),
         (3, {"size": 64}, ValueError, "size=64"),
+        (3, {"size": (10**6, 10**7)}, ValueError, "expected at most 1,073,741,824 pix"),
         (3, {"size": (True, 4)}, ValueError, "size"),
         (3, {"class_name": ["nut"]}, ValueError, "given for 1 images, but X has 3"),
         (3, {"class_name": ["a", "b", 3]}, TypeError, "one string per image, found 3"),
@@ -223,6 +224,17 @@ def test_wrong_input_of_maps(
     X = photos[:X] if isinstance(X, int) else X
     with pytest.raises(error, match=message):
         detector.iter_anomaly_maps(X, **params)  # before the first map
+
+
+@every_kind
+@pytest.mark.parametrize("threshold", [np.nan, True, "0.5", None])
+def test_masks_need_a_threshold(
+    kind: str, threshold: Any, photos: list[np.ndarray]
+) -> None:
+    detector = fitted(kind)
+    detector.pixel_offset_ = threshold
+    with pytest.raises(ValueError, match=f"pixel_offset_={threshold!r}: expected"):
+        detector.predict_masks(photos[:1])
 
 
 @every_kind

@@ -210,3 +210,13 @@ def test_photo_ids() -> None:
     assert photo_ids(pixels[1:2]) == ids[1:2]
     pixels[0, 0, 0, 0] += 1e-3
     assert photo_ids(pixels)[0] != ids[0]
+
+
+def test_a_radius_beyond_the_grid_is_all_of_it() -> None:
+    queries = patch_features(_tokens(2)[:, 0], 1)
+    tokens = _tokens(3, 1, 1)
+    references = patch_features(tokens[:, 0], 1)
+    everywhere = nearest_anywhere(queries, tokens, 1)
+    for radius in (3, 50, 10**9):
+        found = nearest_in_place(queries, references, radius)
+        np.testing.assert_allclose(found, everywhere, atol=1e-6)

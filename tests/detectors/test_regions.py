@@ -77,6 +77,14 @@ def test_regions_hold_exactly_the_pixels_above(anomaly_map: np.ndarray) -> None:
     [
         ({"anomaly_map": np.zeros(3)}, "expected one map of shape"),
         ({"anomaly_map": np.full((2, 2), np.nan)}, "without NaN"),
+        ({"anomaly_map": np.zeros((0, 5))}, r"shape \(0, 5\): expected one map"),
+        ({"offset": np.nan}, "offset=nan: expected a number"),
+        ({"offset": True}, "offset=True: expected a number"),
+        ({"offset": "0.5"}, "offset='0.5': expected a number"),
+        ({"min_area": True}, "min_area=True: expected"),
+        ({"ignore": [(0, 0), (1, 1), (np.nan, 2)]}, "ignore: expected finite numbers"),
+        ({"ignore": [(0, 0), (10**400, 1), (2, 2)]}, "ignore: expected finite numbers"),
+        ({"ignore": [("a", "b")] * 3}, "ignore: expected finite numbers"),
         ({"min_area": 0}, "min_area=0: expected"),
         ({"min_area": 1.5}, "min_area=1.5: expected"),
         ({"ignore": np.zeros((3, 4))}, r"ignore of shape \(3, 4\): expected a mask"),
@@ -86,3 +94,8 @@ def test_regions_hold_exactly_the_pixels_above(anomaly_map: np.ndarray) -> None:
 def test_bad_input(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         anomaly_regions(**{"anomaly_map": np.zeros((5, 5)), **arguments})
+
+
+@pytest.mark.parametrize("offset", [-np.inf, np.float32(0.25), np.array(0.25), 0])
+def test_any_number_is_a_threshold(offset: Any) -> None:
+    assert anomaly_regions(np.full((2, 3), 0.5), offset)["area"].tolist() == [6]

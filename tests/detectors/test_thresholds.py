@@ -103,3 +103,12 @@ def test_rows_of_images_that_could_not_be_read(
     embeddings[[3, 7]] = np.nan
     with pytest.raises(ValueError, match=r"NaN, in 2 of 60 rows: 3, 7\. .*on_error"):
         detector.fit(None).score_samples(embeddings)
+
+
+@pytest.mark.parametrize("n", [13, 49])
+def test_contamination_in_single_precision_or_8_digits(n, embeddings):
+    for count in range(1, n // 2 + 1):
+        for share in (np.float32(count / n), round(count / n, 8)):
+            detector = PromptDetector("tiny", contamination=share)
+            verdicts = detector.fit(embeddings[:n]).predict(embeddings[:n])
+            assert (verdicts == -1).sum() == count

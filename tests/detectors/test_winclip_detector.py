@@ -201,6 +201,8 @@ def test_the_scorer_is_not_touched(photos: list[np.ndarray]) -> None:
         ({"window_sizes": ()}, "window_sizes is empty"),
         ({"window_sizes": 2}, r"window_sizes=2: expected a sequence"),
         ({"window_sizes": (0,)}, "from 1 to the"),
+        ({"window_sizes": (True,)}, "from 1 to the"),
+        ({"window_sizes": [(True, 2)]}, "from 1 to the"),
         ({"window_sizes": (2, 10_000)}, "from 1 to the"),
         ({"window_sizes": (1.5,)}, "whole numbers"),
         ({"window_sizes": ("2",)}, "whole numbers"),
