@@ -549,12 +549,30 @@ def noting_warnings() -> Iterator[list[str]]:
         _noting.texts = None
 
 
+class ImageWarning(UserWarning):
+    """What makes an image look other than it should, and of which one, if known."""
+
+    image: str = ""
+
+
+@contextlib.contextmanager
+def naming(image: str) -> Iterator[None]:
+    """Let warnings of this thread know which image they are about."""
+    _noting.image = image
+    try:
+        yield
+    finally:
+        _noting.image = ""
+
+
 def warn_of_image(text: str) -> None:
     """Warn of what makes an image look other than it should."""
     texts = getattr(_noting, "texts", None)
     if texts is not None:
         texts.append(text)
-    warnings.warn(text, UserWarning, stacklevel=3)
+    warning = ImageWarning(text)
+    warning.image = getattr(_noting, "image", "")
+    warnings.warn(warning, stacklevel=3)
 
 
 def _as_sixteen_bits(image: Image.Image, tags: dict[int, Any]) -> Image.Image:

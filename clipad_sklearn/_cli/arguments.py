@@ -315,9 +315,9 @@ def _add_score(commands: Any) -> None:
         help="score photos and rank them, the most suspicious first",
         epilog="""\
 columns of the output:
-  path       as given; in CSV a path that begins with = + - @ or ' gets one
-             apostrophe in front, so that no spreadsheet runs it, and control
-             characters are escaped
+  path       as given; in CSV a path that begins with = + - @ ' tab or a line
+             break gets one apostrophe in front, so that no spreadsheet runs it,
+             and other control characters are escaped
   rank       1 is the most suspicious
   verdict    normal, anomalous or unreadable
   margin     higher is more normal: log p(normal) - log p(anomalous) by words; by

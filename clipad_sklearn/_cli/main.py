@@ -169,4 +169,6 @@ def _show_warning(
     if kind in shown:
         return
     shown.add(kind)
-    print_error(f"clipad: warning: {printable(text)}")
+    image = getattr(message, "image", "")
+    of_which = f" (first: {image})" if image else ""
+    print_error(f"clipad: warning: {printable(text + of_which)}")

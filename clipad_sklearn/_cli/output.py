@@ -108,7 +108,7 @@ def no_formula(text: str) -> str:
 
     Also before an apostrophe, so that taking one away always gives the text back.
     """
-    signs = "=+-@'" + "\uff1d\uff0b\uff0d\uff20"  # the latter are fullwidth
+    signs = "=+-@'\t\r\n" + "\uff1d\uff0b\uff0d\uff20"  # the latter are fullwidth
     return f"'{text}" if text.startswith(tuple(signs)) else text
 
 

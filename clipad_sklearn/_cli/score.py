@@ -85,7 +85,15 @@ def run(settings: ScoreSettings) -> int:
     if fitted.clip.model_name == "tiny":
         stage('the CLIP is "tiny", which is for trying things out, not for real work')
     stage(f"scoring {counted(len(paths), 'photo')}")
-    scored = _scored(settings, fitted, paths)
+    try:
+        scored = _scored(settings, fitted, paths)
+    except AttributeError as error:
+        if settings.load is None:
+            raise
+        raise UsageError(
+            f"--load {settings.load}: lacks what is needed to score ({error}); was it "
+            "saved by another version?"
+        ) from error
     margins, failures = scored.margins, scored.failures
     _say_failures(failures)
     threshold = set_threshold(settings, fitted, good, bad, margins)

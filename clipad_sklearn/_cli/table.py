@@ -175,11 +175,13 @@ def as_csv(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> str:
 
 
 def _tame(text: str) -> str:
-    """As `printable`, but for letters that are only unknown to Python."""
+    """As `printable`, but for what quotes tame, and letters that Python knows not."""
     if text.isprintable():
         return text
     return "".join(
-        letter if unicodedata.category(letter) in ("Cn", "Co") else printable(letter)
+        letter
+        if letter in "\t\n\r" or unicodedata.category(letter) in ("Cn", "Co")
+        else printable(letter)
         for letter in text
     )
 

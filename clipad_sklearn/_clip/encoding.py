@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._decoding import content_of, noting_warnings
+from .._decoding import content_of, naming, noting_warnings
 from .._errors import ImageReadError, shown
 from .._files import read_bytes
 from .._images import check_images, image_name, open_image
@@ -373,7 +373,8 @@ class _ImageReader:
         if has_key and self.pixels in made:
             yield made, made.get(self.salt), None
             return
-        with content_of(given(image)) as content:
+        source = given(image)
+        with naming(image_name(source)), content_of(source) as content:
             is_file = isinstance(content, bytes)
             opened = content if is_file else open_image(content)
             if not has_key:

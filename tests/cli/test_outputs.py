@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 from PIL import Image
@@ -279,6 +280,26 @@ def test_a_full_disk_of_the_demo(
     assert ".png was not written: No space left on device" in shown.err
     print("still printed")
     assert "still printed" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("always")
+def test_warnings_name_the_first_photo(folder: Path, capsys: Any) -> None:
+    for name in ("a", "b"):
+        pixels = np.full((40, 40), 900, np.uint16)
+        Image.fromarray(pixels).save(f"photos/{name}.png")
+    assert score() == 0
+    error = capsys.readouterr().err
+    assert re.search(r"warning: A 16-bit .* \(first: photos/[ab]\.png\)\n", error)
+    assert error.count("16-bit") == 1
+
+
+def test_a_detector_of_another_version(folder: Path, capsys: Any) -> None:
+    assert score("--save", "saved", "--no-cache") == 0
+    detector = joblib.load("saved")
+    del detector[-1].prototypes_
+    joblib.dump(detector, "saved", compress=3)
+    assert score("--load", "saved") == 2
+    assert "--load saved: lacks what is needed to score" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("case", ["closed", "full", "too large", "nobody reads"])
