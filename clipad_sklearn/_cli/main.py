@@ -39,6 +39,8 @@ _OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _TERMINATING = [
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+# Signals to end that have come.
+_received: list[int] = []
 # From an interrupt to the end of the process, whatever it does.
 _GRACE_SECONDS = 1.2
 _BUG = "clipad: this is a bug in clipad; please report it with the traceback above"
@@ -64,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     if argv is None:
         with contextlib.suppress(ValueError):  # not the main thread
-            for number in _TERMINATING:
+            for number in (signal.SIGINT, *_TERMINATING):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                    signal.signal(number, _terminate)
+                    signal.signal(number, _interrupt)
             _end_in_time()
     try:
         status = _run(argv)
@@ -77,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     if signal.getsignal(number) is not signal.SIG_IGN:
                         signal.signal(number, signal.SIG_DFL)
         return status
-    except KeyboardInterrupt as interrupt:
-        by = interrupt.args[0] if interrupt.args else signal.SIGINT
+    except KeyboardInterrupt:
+        by = _received[0] if _received else signal.SIGINT
         if argv is None:
             for number in (signal.SIGINT, *_TERMINATING):
                 signal.signal(number, signal.SIG_IGN)
@@ -99,27 +101,37 @@ def _run(argv: Sequence[str] | None) -> int:
                 stage("starting: loading libraries")
             run = importlib.import_module(f".{command}", __package__).run
             status = int(run(settings))
+            if _received:  # and lost on the way
+                raise KeyboardInterrupt
             with reader_may_leave():
                 return status
-        except UsageError as error:
-            print_error("clipad: error: " + "\n".join(map(printable, error.args)))
-            return 2
-        except BrokenPipeError:
-            # What is printed as it is found, and not needed any more.
-            close_output()
-            return 0
-        except MemoryError as error:
-            reason = " ".join(str(error).split())
-            print_error(f"clipad: error: not enough memory {printable(reason)}".strip())
-            return 2
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _OF_OUTPUT:
-                if error.filename is None:
-                    close_output()
-                print_error(f"clipad: error: {printable(str(error))}")
-                return 2
-            print_error(traceback.format_exc() + _BUG)
-            return 3
+            if _received:
+                # Code in C may have made an error of its own of an interrupt.
+                raise KeyboardInterrupt from error
+            return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """Say what went wrong; return the exit status."""
+    if isinstance(error, UsageError):
+        print_error("clipad: error: " + "\n".join(map(printable, error.args)))
+        return 2
+    if isinstance(error, BrokenPipeError):
+        # What is printed as it is found, and not needed any more.
+        close_output()
+        return 0
+    if isinstance(error, MemoryError):
+        reason = " ".join(str(error).split())
+        print_error(f"clipad: error: not enough memory {printable(reason)}".strip())
+        return 2
+    if isinstance(error, OSError) and error.errno in _OF_OUTPUT:
+        if error.filename is None:
+            close_output()
+        print_error(f"clipad: error: {printable(str(error))}")
+        return 2
+    print_error("".join(traceback.format_exception(error)) + _BUG)
+    return 3
 
 
 def _say_end(number: int) -> int:
@@ -151,8 +163,9 @@ def _end_in_time() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _terminate(number: int, _: Any) -> None:
-    raise KeyboardInterrupt(number)
+def _interrupt(number: int, _: Any) -> None:
+    _received.append(number)
+    raise KeyboardInterrupt
 
 
 def _show_warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
 import inspect
@@ -375,6 +376,30 @@ def test_an_interrupt_between_two_lines(
     assert status == expected, error
     assert "Traceback" not in error
     assert {*os.listdir()} <= {"photos", "scores.csv"}
+
+
+@pytest.mark.parametrize("error", ["ImportError", "SystemError", "ValueError"])
+def test_an_interrupt_that_becomes_an_error(
+    error: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As code in C makes of one that comes while it is imported."""
+
+    def before() -> None:
+        def run(settings: Any) -> int:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+            except KeyboardInterrupt:
+                raise getattr(builtins, error)("initialization failed") from None
+            return 0
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        monkeypatch.setattr("clipad_sklearn._cli.score.run", run)
+
+    status, _, said = in_a_process(["score", "photos"], before)
+    assert status == 130
+    assert "initialization failed" not in said
+    assert "clipad: interrupted" in said
 
 
 def test_a_lost_terminal_that_is_ignored(folder: Path) -> None:
