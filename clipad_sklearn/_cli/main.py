@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for number in (signal.SIGINT, *_TERMINATING):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                     signal.signal(number, _interrupt)
+            sys.unraisablehook = _unraisable
             _end_in_time()
     try:
         status = _run(argv)
@@ -166,6 +167,16 @@ def _end_in_time() -> None:
 def _interrupt(number: int, _: Any) -> None:
     _received.append(number)
     raise KeyboardInterrupt
+
+
+def _unraisable(lost: Any) -> None:
+    """Send a signal again whose exception came where Python drops it: a destructor."""
+    if not isinstance(lost.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+    elif _received:
+        again = threading.Timer(0.05, os.kill, (os.getpid(), _received[0]))
+        again.daemon = True
+        again.start()
 
 
 def _show_warning(

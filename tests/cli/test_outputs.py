@@ -402,6 +402,37 @@ def test_an_interrupt_that_becomes_an_error(
     assert "clipad: interrupted" in said
 
 
+def test_an_interrupt_in_a_destructor(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python drops the exception there."""
+
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+
+    def before() -> None:
+        def run(settings: Any) -> int:
+            Dying()
+            try:
+                time.sleep(20)
+            finally:
+                Path("ended").touch()
+            return 0
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        monkeypatch.setattr("clipad_sklearn._cli.main._GRACE_SECONDS", 20)
+        monkeypatch.setattr("clipad_sklearn._cli.score.run", run)
+
+    start = time.monotonic()
+    status, _, said = in_a_process(["score", "photos"], before)
+    assert status == 130
+    assert time.monotonic() - start < 15
+    assert Path("ended").exists()  # by an exception, not from outside
+    assert "Traceback" not in said
+
+
 def test_a_lost_terminal_that_is_ignored(folder: Path) -> None:
     """As `nohup` has it."""
 
