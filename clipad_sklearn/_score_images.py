@@ -542,14 +542,18 @@ def _parquet(rows: list[dict[str, Any]], metadata: dict[bytes, bytes]) -> bytes:
 
 def _write(target: str, content: bytes, digest: str) -> None:
     """Write a file of a job in one go."""
-    # Processes of several machines may write the same partition.
-    with (
-        replacing(target, _temporary(digest), is_ours=True) as temporary,
-        open(temporary, "wb") as file,
-    ):
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        # Processes of several machines may write the same partition.
+        with (
+            replacing(target, _temporary(digest), is_ours=True) as temporary,
+            open(temporary, "wb") as file,
+        ):
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        # Which file it is, is not known to all of them.
+        raise OSError(error.errno, error.strerror, target) from error
 
 
 # -- where partitions run ------------------------------------------------------

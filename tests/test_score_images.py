@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import random
@@ -913,6 +914,30 @@ def test_modules_among_the_photos(
         score_command._environment_of_workers(),
     ):
         pass
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_full_disk(
+    number: int,
+    detector: Pipeline,
+    photos: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The error names the file, which is absent then."""
+    n_synced = 0
+
+    def full(_: int) -> None:
+        nonlocal n_synced
+        n_synced += 1
+        if n_synced == number:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    name = ["_manifest.json", "part-00000000.parquet"][number - 1]
+    with pytest.raises(OSError, match=f"No space left on device: .*{name}"):
+        score_images(detector, photos, out=tmp_path / "scores")
+    assert not (tmp_path / "scores" / name).exists()
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling"])
