@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -116,6 +117,8 @@ def is_output(path: str, ours: Collection[str]) -> bool:
 
 def _says_so(path: str) -> bool:
     """Whether an image says that it is an output, if it can be read at all."""
+    if not os.path.isfile(path):  # a pipe is not even opened
+        return True
     try:
         with open(path, "rb") as file:
             return MADE_HERE.encode() in file.read(200)
@@ -463,8 +466,22 @@ def check_can_write(folder: str) -> None:
     _unfinished.discard(path)
 
 
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[str]:
+    """Make a folder under a name that nobody can foresee; delete it in the end."""
+    folder = tempfile.mkdtemp(prefix="clipad-")
+    _unfinished.add(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unfinished.discard(folder)
+
+
 def remove_unfinished() -> None:
-    """Delete what `replacing` could not, when an interrupt came between its lines."""
+    """Delete what an interrupt between lines, or the end of patience, has left."""
     for path in list(_unfinished):
+        if os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):
             os.unlink(path)

@@ -58,10 +58,10 @@ def check_value(name: str, value: Any, constraints: Sequence[Any]) -> None:
     raise ValueError(f"{name}={value!r}: expected {expected}.")
 
 
-def is_whole(value: Any, least: int = 1) -> bool:
-    """Return whether a value is a whole number, which True is not, and large enough."""
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number from 1 on, which True is not."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
-    return whole and bool(value >= least)
+    return whole and bool(value >= 1)
 
 
 def check_number(name: str, value: Any) -> None:

@@ -20,7 +20,9 @@ from clipad_sklearn._files import (
     claim_outputs,
     new_file,
     read_bytes,
+    remove_unfinished,
     replacing,
+    scratch_folder,
     walk_images,
 )
 from clipad_sklearn.datasets import load_image_folder, load_sewer_ml
@@ -388,6 +390,18 @@ def test_replacing_leaves_what_is_not_its_own(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), replacing(target) as temporary:
         raise KeyboardInterrupt
     assert len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("end", ["of the work", "of patience"])
+def test_a_scratch_folder_is_gone_at_the_end(end: str) -> None:
+    with scratch_folder() as folder:
+        path = make(Path(folder) / "worker", "1.tmp")
+        assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+        if end == "of patience":
+            remove_unfinished()
+            assert not path.exists()
+            assert not Path(folder).exists()
+    assert not Path(folder).exists()
 
 
 def test_names_that_nobody_foresees(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._detectors.maps import resized
-from .._files import error_words
+from .._files import error_words, scratch_folder
 from .._score_images import check_out, score_images
 from .._score_rows import Failures, has_margins, score_readable, scores_and_maps
 from .detectors import Fitted, TileScorer, obtain_detector, save_detector
@@ -293,10 +292,8 @@ def _dask_client(address: str) -> Iterator[Any]:
             if address == "local":
                 stack.enter_context(_environment_of_workers())
                 # That of Dask has a name that anybody can foresee.
-                scratch = tempfile.TemporaryDirectory(
-                    prefix="clipad-", ignore_cleanup_errors=True
-                )
-                client = _local_client(Client, stack.enter_context(scratch))
+                scratch = stack.enter_context(scratch_folder())
+                client = _local_client(Client, scratch)
             else:
                 client = _connected(Client, address)
         # RuntimeError: such as of a worker that does not start.

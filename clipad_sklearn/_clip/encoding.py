@@ -62,7 +62,7 @@ def encode_texts(clip: OpenCLIP, texts: Sequence[str]) -> np.ndarray:
         bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
         if len(bad):
             raise ValueError(
-                f"The embedding of {batch[bad[0]]!r} is not a number: "
+                f"The embedding of {shown(batch[bad[0]])} is not a number: "
                 f"{why_not_a_number(clip)}."
             )
         known.update(zip(batch, embeddings, strict=True))
@@ -75,7 +75,6 @@ def check_pairs(
     clip: OpenCLIP, normal: Sequence[str], anomalous: Sequence[str]
 ) -> None:
     """Raise ValueError where prompts of both states are cut to the same tokens."""
-    normal, anomalous = _check_texts(normal), _check_texts(anomalous)
     known = known_names(TextNames, clip, open_cache(clip.embedding_cache))
     if known is not None and not may_fill_context(normal, known.context_length):
         return
