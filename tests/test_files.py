@@ -395,7 +395,7 @@ def test_replacing_leaves_what_is_not_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", ["of the work", "of patience"])
 def test_a_scratch_folder_is_gone_at_the_end(end: str) -> None:
     with scratch_folder() as folder:
-        path = make(Path(folder) / "worker", "1.tmp")
+        path = make(Path(folder) / "worker", "1.png")
         assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
         if end == "of patience":
             remove_unfinished()
