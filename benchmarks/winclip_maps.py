@@ -84,7 +84,7 @@ def seconds(run: Callable[[], Any], repetitions: int = REPETITIONS) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    clip = OpenCLIP("ViT-B-16-plus-240", "random")
+    clip = OpenCLIP("ViT-B-16-plus-240", "random", device="cpu")
     scorer = PromptDetector(clip, prompts="clip-ac")
     detector = WinCLIPDetector(clip, scorer=scorer, window_sizes=SIZES).fit()
     visual = load(clip).model.visual

@@ -15,6 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+
+trains_in_a_fork = pytest.mark.skipif(
+    torch.cuda.is_available(),
+    reason="torch trains in no fork of a process that has trained beside a GPU",
+)
 
 
 class Forked:

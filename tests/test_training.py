@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
-from processes import Forked
+from processes import Forked, trains_in_a_fork
 from torch.nn import functional
 
 from training import captions, tables, train, vocabulary
@@ -71,6 +71,7 @@ def smoke_vocabulary(words, tmp_path_factory):
     return path
 
 
+@trains_in_a_fork
 @pytest.mark.usefixtures("on_processor")
 def test_smoke_run_is_killed_goes_on_and_learns(
     smoke_vocabulary, tmp_path, monkeypatch

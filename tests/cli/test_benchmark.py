@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from processes import Forked
+from processes import Forked, trains_in_a_fork
 from trees import write_mvtec_ad, write_sewer_ml, write_visa, write_visa_one_class
 
 from clipad_sklearn import (
@@ -569,6 +569,7 @@ def test_changed_data_are_scored_again(
 # -- killed ----------------------------------------------------------------------
 
 
+@trains_in_a_fork
 @pytest.mark.usefixtures("on_processor")
 def test_killed_and_resumed_gives_the_same_tables(tmp_path: Path) -> None:
     root = write_mvtec_ad(tmp_path / "mvtec")

@@ -217,7 +217,7 @@ def short_memory() -> Iterator[list[int]]:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     clear_models()
-    loaded = load(OpenCLIP("tiny", embedding_cache=None))
+    loaded = load(OpenCLIP("tiny", precision="fp32", embedding_cache=None))
     assert loaded.embedding_width == 128
     model = loaded.model
     hooks = [
@@ -231,7 +231,7 @@ def short_memory() -> Iterator[list[int]]:
 
 
 class TestShortMemory:
-    clip = OpenCLIP("tiny", embedding_cache=None)
+    clip = OpenCLIP("tiny", precision="fp32", embedding_cache=None)
 
     def test_images(
         self, photos: list[np.ndarray], short_memory: list[int], caplog: Any
@@ -254,9 +254,8 @@ class TestShortMemory:
 
     def test_maps(self, photos: list[np.ndarray], short_memory: list[int]) -> None:
         names = ["bolt", "nut"] * 6
-        detector = SDPDetector(
-            OpenCLIP("tiny", embedding_cache=None, batch_size=2), prompts="clip-ac"
-        ).fit()
+        clip = clone(self.clip).set_params(batch_size=2)
+        detector = SDPDetector(clip, prompts="clip-ac").fit()
         expected = detector.anomaly_maps(photos, size="model", class_name=names)
         detector.set_params(clip__batch_size=12)
         found = detector.anomaly_maps(photos, size="model", class_name=names)
@@ -267,7 +266,7 @@ class TestShortMemory:
     def test_learning_and_scores(
         self, method: str, photos: list[np.ndarray], short_memory: list[int]
     ) -> None:
-        clip = OpenCLIP("tiny", precision="fp32", embedding_cache=None, batch_size=12)
+        clip = clone(self.clip).set_params(batch_size=12)
         detector: Any = {
             "references": ReferenceDetector(clip),
             "tiles": TiledDetector(ReferenceDetector(clip), tiles=(3, 2)),
