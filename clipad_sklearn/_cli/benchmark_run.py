@@ -60,18 +60,20 @@ def category_names(settings: BenchmarkSettings) -> list[str]:
                 + (", ".join(_folders(settings.root)) or "none")
             )
         return list(settings.categories)
+    parts = [os.path.join(settings.root, part, "good") for part in ("train", "test")]
+    kinds = os.path.isdir(os.path.join(settings.root, "good"))
+    if any(map(os.path.isdir, parts)) and not kinds:
+        folder, name = os.path.split(os.path.abspath(settings.root))
+        data = "mvtec" if settings.data == "folder" else settings.data
+        raise UsageError(
+            f"--root {settings.root}: is the folder of one category; write "
+            f"--data {data} --root {folder} --categories {name}"
+        )
     if settings.data == "folder":
         return ["."]
     names = _folders(settings.root)
     if not names:
         raise UsageError(f"--root {settings.root}: has no folder of a category")
-    parts = [os.path.join(settings.root, part, "good") for part in ("train", "test")]
-    if settings.data == "mvtec" and any(map(os.path.isdir, parts)):
-        folder, name = os.path.split(os.path.abspath(settings.root))
-        raise UsageError(
-            f"--root {settings.root}: is the folder of one category; write "
-            f"--root {folder} --categories {name}"
-        )
     return names
 
 

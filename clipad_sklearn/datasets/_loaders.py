@@ -356,7 +356,8 @@ def load_image_folder(
     FileNotFoundError
         If a folder or a mask is not there.
     ValueError
-        If images lie in no folder of a kind, or there is none.
+        If images lie in no folder of a kind, there is none, or `root` is laid out as a
+        category of MVTec AD.
 
     Examples
     --------
@@ -379,7 +380,13 @@ def load_image_folder(
         raise FileNotFoundError(f"There is no folder of masks {masks!r}.")
     normal = [normal] if isinstance(normal, str) else list(normal)
     good = {name.lower() for name in normal}
-    category = os.path.basename(os.path.abspath(root))
+    parent, category = os.path.split(os.path.abspath(root))
+    kinds = {name.lower() for name in _folders(root)}
+    if not kinds & good and os.path.isdir(os.path.join(root, "test", "good")):
+        raise ValueError(
+            f"{root!r} is laid out as a category of MVTec AD, with test/good: use "
+            f"load_mvtec_ad({parent!r}, {category!r})."
+        )
     rows: list[_Row] = []
     missing: list[str] = []
     used: dict[str, str] = {}  # mask -> its image

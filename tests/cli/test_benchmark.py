@@ -394,9 +394,11 @@ def test_category_of_another_layout_is_wrong_usage(
     assert main([*given, "--categories", "bottle", "wood"]) == 2
     said = capsys.readouterr().err
     assert "--categories wood: needs both good and anomalous images" in said
-    assert main([*arguments("mvtec", root / "bottle", out, "prompt")]) == 2
-    said = capsys.readouterr().err
-    assert f"is the folder of one category; write --root {root} --categories" in said
+    for data in ("mvtec", "folder"):
+        assert main([*arguments(data, root / "bottle", out, "prompt")]) == 2
+        said = capsys.readouterr().err
+        right = f"--data mvtec --root {root} --categories bottle"
+        assert f"is the folder of one category; write {right}" in said
     assert not out.exists()
 
 
