@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._clip.embedding_cache import FolderCache, open_cache
-from .._clip.kept_model import TextNames, known_names, packed, text_names, unpacked
+from .._clip.kept_model import (
+    TextNames,
+    keep_names,
+    known_names,
+    packed,
+    text_names,
+    unpacked,
+)
 from .._clip.models import load
 from .._detectors.feed_forward import FeedForwardClassifier
 from .._version import __version__
@@ -33,7 +40,9 @@ def learned_words(detector: RandomWordDetector, clip: OpenCLIP) -> RandomWordDet
     if not isinstance(cache, FolderCache):
         stage(f"learning from {n_prompts:,} prompts (not kept)")
         return detector.fit(None)
-    names = known_names(TextNames, clip, cache) or text_names(load(clip), clip.resize)
+    names = known_names(TextNames, clip, cache) or keep_names(
+        text_names(load(clip), clip.resize), clip, cache
+    )
     params = {
         name: value for name, value in detector.get_params().items() if name != "clip"
     }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,9 +108,22 @@ def is_folder(name: str) -> bool:
 
 def is_built_in(name: str) -> bool:
     """Whether open_clip has a model of that name."""
-    import open_clip
+    name = name.replace("/", "-")
+    if "open_clip" in sys.modules:
+        import open_clip
 
-    return name.replace("/", "-") in open_clip.list_models()
+        return name in open_clip.list_models()
+    return name in _configs()  # importing it would take seconds
+
+
+@functools.cache
+def _configs() -> frozenset[str]:
+    """Return the names of open_clip's files of models, which are its own names."""
+    found = importlib.util.find_spec("open_clip")
+    assert found is not None
+    assert found.origin is not None
+    folder = Path(found.origin).parent / "model_configs"
+    return frozenset(path.stem for path in folder.glob("*.json"))
 
 
 def _stamp(path: str | None) -> tuple[Any, ...] | None:

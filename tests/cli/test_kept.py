@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,38 @@ def test_damaged_words_are_learned_again(tmp_path: Path) -> None:
     assert cache.verify()["damaged"] == 1
     learned_words(new_words(clip), clip)
     assert cache.verify()["damaged"] == 0
+
+
+def test_the_model_is_known_again_after_an_update(
+    tmp_path: Path, no_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = OpenCLIP("tiny", embedding_cache=str(tmp_path))
+    learned_words(new_words(clip), clip)
+    clear_models()
+    monkeypatch.setattr(kept_model, "__version__", "another")
+    learned_words(new_words(clip), clip)  # the words are kept, the model is loaded
+    no_model()
+    learned_words(new_words(clip), clip)
+
+
+def test_a_second_run_imports_no_deep_learning_library(
+    photo_files: list[str], tmp_path: Path
+) -> None:
+    """Importing them would take most of its time."""
+    cache = str(tmp_path / "cache")
+    arguments = ["score", *photo_files, "--clip", "tiny", "--embedding-cache", cache]
+    arguments += ["--method", "prompt", "--out", str(tmp_path / "scores.json")]
+    assert main(arguments) == 0
+    code = (
+        "import sys\n"
+        "from clipad_sklearn._cli.main import main\n"
+        "status = main(sys.argv[1:])\n"
+        "assert not {'torch', 'open_clip'} & set(sys.modules)\n"
+        "sys.exit(status)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_second_run_loads_nothing(

@@ -280,7 +280,7 @@ def test_unknown_categories(mvtec: Path, visa: Path) -> None:
 def test_image_folders_that_are_none(mvtec: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         load_image_folder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="laid out as a category of MVTec AD.*'bottle'"):
+    with pytest.raises(ValueError, match=r"a category of MVTec AD.*'bottle'"):
         load_image_folder(mvtec / "bottle")
     with pytest.raises(ValueError, match="lies in no folder of a kind"):
         load_image_folder(mvtec / "wood" / "test" / "good")
