@@ -355,8 +355,8 @@ columns of the output:
     parser.add_argument(
         "--embedding-cache",
         metavar="FOLDER",
-        help="keep embeddings and learned words in FOLDER, so that nothing is done "
-        "twice (default: a folder of the user, see `clipad cache info`)",
+        help="keep embeddings, learned words and references in FOLDER, so that nothing "
+        "is done twice (default: a folder of the user, see `clipad cache info`)",
     )
     parser.add_argument(
         "--no-cache", action="store_true", help="keep nothing, and use nothing kept"
@@ -736,7 +736,7 @@ def _add_cache(commands: Any) -> None:
         "cache",
         CacheSettings,
         _no_check,
-        help="look after what is kept: embeddings and learned words",
+        help="look after what is kept: embeddings, learned words and references",
     )
     parser.add_argument(
         "action",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +22,7 @@ from .._errors import ImageReadError
 from .._images import image_name
 from .._validation import all_or_nothing, check_blocks, is_whole
 from .base import quantile_offset
+from .kept_tokens import KeptTokens
 from .maps import MapDetector, check_size, pixel_quantile, sized, upsampled
 from .patch_distances import PatchMatcher, count_neighbors
 from .patch_memory import Kept, ThinnedMatcher, thinned
@@ -424,9 +425,13 @@ default=None
             def encode(
                 rows: list[int], pixels: Any = pixels, put: Any = put
             ) -> list[np.ndarray]:
-                tokens, embeddings = self._encode(tower, pixels[rows])
-                put(rows, embeddings)
-                return tokens
+                def new(some: list[int]) -> list[np.ndarray]:
+                    of_batch = [rows[i] for i in some]
+                    tokens, embeddings = self._encode(tower, pixels[of_batch])
+                    put(of_batch, embeddings)
+                    return tokens
+
+                return self._kept_or_new(tower, pixels[rows], new)
 
             first = pixels[:1] if first is None else first
             references.add(pixels, sizes, encode)
@@ -775,6 +780,16 @@ default=None
             self.radius,
             self.n_neighbors,
         )
+
+    def _kept_or_new(
+        self, tower: Any, pixels: torch.Tensor, new: Callable[[list[int]], Any]
+    ) -> list[np.ndarray]:
+        """Return the tokens of references, by `new` those of rows that are not kept."""
+        if isinstance(self.n_neighbors, float):
+            # A folder that judges itself is another one tomorrow.
+            return list(new(list(range(len(pixels)))))
+        what = self.layers_, self.orientations
+        return KeptTokens(check_clip(self.clip), tower, what).tokens(pixels, new)
 
     def _encode(
         self, tower: Any, pixels: torch.Tensor

@@ -56,7 +56,9 @@ class TiledReferences(ReferenceDetector):
         for tiles, sizes in self._photos(X):
 
             def encode(rows: list[int], tiles: Any = tiles) -> list[np.ndarray]:
-                tokens, _ = self._encode(tower, tiles)
+                tokens = self._kept_or_new(
+                    tower, tiles, lambda some: self._encode(tower, tiles[some])[0]
+                )
                 # Of each orientation all tiles, so that those as they are come first.
                 return [
                     np.moveaxis(block, 1, 0).reshape(1, -1, *block.shape[2:])
