@@ -168,10 +168,28 @@ def as_csv(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> str:
     )
     writer.writeheader()
     for row in rows:
-        row = {n: _tame(v) if isinstance(v, str) else v for n, v in row.items()}
+        row = {name: _cell(value) for name, value in row.items()}
         names = {n: no_formula(row[n]) for n in ("path", "category") if n in row}
         writer.writerow(row | names)
     return buffer.getvalue()
+
+
+class _Number(float):
+    """A number that no spreadsheet reads as thousands: 0.875 is written 0.8750.
+
+    Where the decimal sign is a comma, three digits after a point are whole thousands.
+    """
+
+    def __str__(self) -> str:
+        return re.sub(r"(\.\d{3})(?!\d)", r"\g<1>0", float.__repr__(self))
+
+    __repr__ = __str__
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return _Number(value)
+    return _tame(value) if isinstance(value, str) else value
 
 
 def _tame(text: str) -> str:

@@ -225,6 +225,8 @@ def test_threshold_moves_labels_and_export(browser: Any, tmp_path: Path) -> None
     set_value(browser, "threshold", -0.123456789)
     assert browser.execute_script("return threshold") == -0.123456789
     assert float(exported(browser)[0]["threshold"]) == -0.123457
+    set_value(browser, "threshold", -0.125)  # not -125 where a comma is the sign
+    assert exported(browser)[0]["threshold"] == "-0.1250"
     place = float(browser.execute_script("return slider.value"))
     assert 0 < place < 800
 
