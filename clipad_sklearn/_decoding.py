@@ -214,8 +214,10 @@ def reasons(content: bytes = b"") -> Iterator[None]:
     except Image.UnidentifiedImageError:
         raise ValueError(why_not_an_image(content)) from None
     except Image.DecompressionBombError as error:
+        # Its message ends in a point, and speaks of attacks.
+        size = str(error).partition(", could be")[0]
         raise ValueError(
-            f"too large: {error}. Make it smaller, or cut it into parts (in Python, "
+            f"too large: {size}. Make it smaller, or cut it into parts (in Python, "
             "PIL.Image.MAX_IMAGE_PIXELS sets the limit)"
         ) from error
     except (ValueError, MemoryError):

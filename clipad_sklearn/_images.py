@@ -209,7 +209,8 @@ def opened(
             return _without_memory(lambda: _decoded(content, convert, then))
     if not is_pil(image):
         raise ValueError(
-            f"{_name(image)} is not an image: pass a path, a PIL image or an array"
+            f"{_name(image)} is not an image: pass a path, the bytes of a file, a PIL "
+            "image or an array"
         )
     return _without_memory(lambda: _converted(image, convert, then))
 

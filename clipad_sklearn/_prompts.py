@@ -112,7 +112,7 @@ def _check_templates(name: str, values: Any) -> tuple[str, ...]:
     return templates
 
 
-def _check_class_name(class_name: Any) -> str:
+def check_class_name(class_name: Any) -> str:
     if not isinstance(class_name, str):
         raise TypeError(
             f"class_name={shown(class_name)}: expected a string, not a "
@@ -196,7 +196,7 @@ class PromptSet:
         anomalous : list of str
             The same for the anomalous states.
         """
-        class_name = _check_class_name(class_name)
+        class_name = check_class_name(class_name)
         normal, anomalous = (
             [
                 fill(template, fill(state, class_name))
@@ -397,7 +397,7 @@ def random_word_prompts(
     anomalous_states = _check_states("anomalous_states", anomalous_states)
     _check_different(normal_states, anomalous_states)
     if class_name is not None:
-        class_name = _check_class_name(class_name)
+        class_name = check_class_name(class_name)
     elif fewest == 0:
         raise ValueError(
             f"n_words={n_words!r} allows prompts without any word, which need an "

@@ -77,7 +77,7 @@ def check_detector(detector: Any) -> None:
                 f"found {found}, which has no threshold offset_: choose an outlier "
                 "detector that has score_samples and offset_"
             )
-        raise NotFittedError("the detector is not fitted: call fit, fit(None) will do")
+        raise NotFittedError("the detector is not fitted: call fit first")
     try:
         is_number = not np.isnan(threshold_of(detector))
     except (TypeError, ValueError):

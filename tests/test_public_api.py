@@ -51,6 +51,22 @@ def public_names() -> dict[str, str | None]:
     return found
 
 
+def test_a_public_name_stands_in_every_list() -> None:
+    """Those that are imported lazily, those for type checkers, and `__all__`."""
+    package = importlib.import_module("clipad_sklearn")
+    tree = ast.parse(Path(package.__file__ or "").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    typed = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    lazy = package._MODULES | dict.fromkeys(package._SUBMODULES)
+    assert typed == lazy
+    assert {*package._MODULES} == {*package.__all__}
+
+
 def parameters(signature: str) -> tuple[list[str], dict[str, str | None]]:
     """Names that may be given by position, and the default of every parameter.
 

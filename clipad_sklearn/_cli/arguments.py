@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NoReturn
 
 from .._errors import shown
 from .._files import read_text
+from .._prompts import PRESETS
 from .._version import __version__
 from .cache import cache_folder
 from .methods import LEARNS_FROM_PHOTOS, METHODS, method_name
@@ -320,6 +321,7 @@ columns of the output:
              and other control characters are escaped
   rank       1 is the most suspicious
   verdict    normal, anomalous or unreadable
+  to_threshold  on the screen: the margin less the threshold
   margin     higher is more normal: log p(normal) - log p(anomalous) by words; by
              photos 3 less the spreads by which it lies beyond their median
   threshold  photos with a margin below it are called anomalous
@@ -373,7 +375,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         "clip-ac: comparison with prompts; fusion: random-word and prompt; winclip, "
         "winclip-random-word, winclip-fusion, sdp and sdp-plus: also say where; "
         "reference: comparison with --good, says where (default with --good); mutual: "
-        "the photos are compared with each other, which needs nothing else, says where",
+        "the photos are compared with each other, most of them being good, says where",
     )
     parser.add_argument(
         "--good",
@@ -866,8 +868,8 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--prompts",
         metavar="PRESET",
-        help="clip-ac, winclip or clip-ad, for every method that has prompts (default: "
-        "those of the method)",
+        help=f"{', '.join(PRESETS)}: for every method that has prompts (default: those "
+        "of the method)",
     )
     group.add_argument(
         "--template",

@@ -21,6 +21,8 @@ from .._files import (
 )
 from .output import UsageError
 
+_EMPTY = "no image found in"
+
 
 class Photos(NamedTuple):
     """What the arguments name."""
@@ -39,14 +41,19 @@ def find_photos(arguments: Sequence[str]) -> Photos:
     for argument in arguments:
         walk = _expand(argument, outputs)
         if not walk.images:
-            notes.append(f"no image found in {argument}")
+            is_there = glob.has_magic(argument) or not _is_absent(argument)
+            what = _EMPTY if is_there else "there is no file or folder"
+            notes.append(f"{what} {argument}")
         notes += [f"{argument}: {note}" for note in _left_out(walk)]
         n_unreadable += len(walk.unreadable)
         for path in walk.images:
             found.setdefault(os.path.normcase(os.path.realpath(path)), path)
     paths = list(found.values())
     if all(map(_is_absent, paths)):
-        raise UsageError("; ".join(["no image found: " + ", ".join(arguments), *notes]))
+        reasons = [note for note in notes if not note.startswith(_EMPTY)]
+        raise UsageError(
+            "; ".join(["no image found: " + ", ".join(arguments), *reasons])
+        )
     return Photos(paths, notes, n_unreadable)
 
 

@@ -95,7 +95,7 @@ def run(settings: ScoreSettings) -> int:
         ) from error
     margins, failures = scored.margins, scored.failures
     _say_failures(failures)
-    threshold = set_threshold(settings, fitted, good, bad, margins)
+    threshold = set_threshold(settings, fitted, good, bad, paths, margins)
     errors = {index: reason for index, _, reason in failures}
     rows = make_rows(
         paths,
@@ -225,7 +225,7 @@ def _run_on_dask(
     assert settings.out is not None
     with _dask_client(settings.dask) as client:
         fitted = obtain_detector(settings, paths, references)
-        threshold = set_threshold(settings, fitted, good, bad, np.empty(0))
+        threshold = set_threshold(settings, fitted, good, bad, paths, np.empty(0))
         if settings.save:
             save_detector(settings.save, fitted, settings.saved_clip_settings)
         stage(f"scoring {counted(len(paths), 'photo')} on {settings.dask}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -68,12 +69,13 @@ def set_threshold(
     fitted: Fitted,
     good: Sequence[str],
     bad: Sequence[str],
+    paths: Sequence[str],
     margins: np.ndarray,
 ) -> Threshold:
     """Set the threshold as asked for; `margins` are those of the photos to score."""
     last = fitted.last
     if good:
-        return _calibrated(settings, fitted, good, bad)
+        return _calibrated(settings, fitted, good, bad, paths)
     if settings.threshold is not None:
         last.offset_ = settings.threshold
         return Threshold(settings.threshold, "--threshold", ("Threshold as given.",))
@@ -123,6 +125,8 @@ def _as_fitted(settings: ScoreSettings, fitted: Fitted) -> Threshold:
             "learned from. That is a convention and promises nothing; --calibrate "
             "GOOD, with other good photos, sets one that does."
         )
+        if settings.method == "mutual":
+            sentence += " What most of the photos show counts as normal."
         return Threshold(value, "references", (sentence,))
     if not ours:
         sentence = (
@@ -153,13 +157,21 @@ def _calibrated(
     fitted: Fitted,
     good: Sequence[str],
     bad: Sequence[str],
+    scored_paths: Sequence[str],
 ) -> Threshold:
     """Set the threshold from good, or good and bad, photos."""
     paths = [*good, *bad]
     labels = np.repeat([1, -1], [len(good), len(bad)])
+    in_both = _shared(good, bad)
+    if in_both:
+        raise UsageError(
+            f"{counted(len(in_both), 'photo')} are both good and bad, the first is "
+            f"{in_both[0]}: give other folders to --calibrate and --bad"
+        )
+    folders = ", ".join([*settings.calibrate[1:], *settings.bad])
     stage(
         f"setting the threshold from {counted(len(good), 'good photo')}"
-        + (f" and {counted(len(bad), 'bad photo')}" if bad else "")
+        + (f" and {counted(len(bad), 'bad photo')} of {folders}" if bad else "")
     )
     promises = settings.promises or not bad
     share = 0.05 if settings.max_false_alarm is None else settings.max_false_alarm
@@ -205,6 +217,12 @@ def _calibrated(
     elif promises:
         sentence, promise = _promise(settings, good_scores, offset, share)
         sentences.append(sentence)
+        same = _shared(scored_paths, good)
+        if same:
+            sentences.append(
+                f"{len(same)} of the photos scored here set the threshold: they are "
+                "not new, so nothing is promised of them."
+            )
     else:
         sentences.append(
             "It is the best F1 score on these photos and promises nothing; "
@@ -212,6 +230,11 @@ def _calibrated(
         )
     # For a later run that loads the detector.
     last.promise_ = promise
+    if n_bad and np.median(scores[labels == -1]) > np.median(good_scores):
+        sentences.append(
+            "To this detector most of the bad photos look better than the good ones: "
+            "are the folders swapped?"
+        )
     if n_bad and promises:
         _, escapes = metrics.error_bounds(labels, scores, offset)
         sentences.append(
@@ -232,6 +255,12 @@ def _calibrated(
         n_bad=n_bad,
         promise=promise,
     )
+
+
+def _shared(some: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return those of some photos that are among others."""
+    known = set(map(os.path.realpath, others))
+    return [path for path in some if os.path.realpath(path) in known]
 
 
 def _promise(
@@ -275,4 +304,4 @@ def say_shift(fitted: Fitted, margins: np.ndarray) -> None:
             "--calibrate with good photos of now"
         )
     else:
-        print(f"Shift test: p = {p_value:.2g}, no sign of a change.")
+        print(f"Shift test: p = {p_value:.2g}, above 0.01: no sign of a change.")

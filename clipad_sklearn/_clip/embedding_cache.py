@@ -67,6 +67,10 @@ def open_cache(
         return None
     if isinstance(embedding_cache, str) and embedding_cache == "memory":
         return _memory_cache
+    if not isinstance(embedding_cache, (str, os.PathLike)) or embedding_cache == "":
+        raise ValueError(
+            f"embedding_cache={embedding_cache!r}: expected 'memory', a folder or None."
+        )
     path = os.path.abspath(os.path.expanduser(os.fspath(embedding_cache)))
     with _folder_lock:
         if path not in _folder_caches:

@@ -576,7 +576,7 @@ def _not_found(
         f"{download}\n"
         "  2. pass a local path: MODEL/CHECKPOINT-FILE, or a folder with "
         f"{CONFIG} and open_clip_model.safetensors\n"
-        '  3. to try things out without any download: clip="tiny"'
+        '  3. to try things out without any download: clip="tiny", or --clip tiny'
     )
 
 

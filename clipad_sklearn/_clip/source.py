@@ -71,9 +71,15 @@ class Source:
 
     def stamps(self) -> tuple[Any, ...]:
         """Return what changes when the folder, checkpoint or config is replaced."""
-        config = os.path.join(os.path.dirname(self.pretrained or ""), CONFIG)
-        paths = (self.model_name, self.pretrained, config if self.pretrained else None)
-        return tuple(_stamp(path) for path in paths)
+        if self.is_folder:
+            return (_stamp(self.model_name),)
+        name = self.pretrained or ""
+        # No tag has a point or a slash in it.
+        is_path = any(letter in name for letter in {".", "/", os.sep})
+        if self.is_random or self.is_hub or not is_path or not os.path.isfile(name):
+            return ()
+        config = os.path.join(os.path.dirname(name), CONFIG)
+        return _stamp(name), _stamp(config)
 
 
 def source_of(clip: OpenCLIP) -> Source:
@@ -81,6 +87,8 @@ def source_of(clip: OpenCLIP) -> Source:
     name, pretrained = os.fspath(clip.model_name), clip.pretrained
     cache_dir = clip.cache_dir
     if cache_dir is not None:
+        if not isinstance(cache_dir, (str, os.PathLike)):
+            raise ValueError(f"cache_dir={cache_dir!r}: expected a folder or None.")
         cache_dir = os.path.expanduser(os.fspath(cache_dir))
     path = TINY if name == "tiny" else os.path.expanduser(name)
     if pretrained is not None:

@@ -46,7 +46,7 @@ class BaseDetector(OutlierMixin, BaseEstimator):
     # -- from margins to everything else ----------------------------------------
 
     def _margins(self, *args: Any, **params: Any) -> np.ndarray:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no _margins")
 
     def _checked_margins(self, X: Any, **params: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -402,10 +402,11 @@ class EmbeddingMixin:
             return None
         if _are_images(X):
             name = type(self).__name__
+            example = f"{name}({'clip' if hasattr(self, 'clip') else ''})"
             raise ValueError(
                 f"{name} takes embeddings of images, but X holds images: put "
                 "CLIPImageEncoder(clip) before it, as in "
-                f"make_pipeline(CLIPImageEncoder(clip), {name}(clip))."
+                f"make_pipeline(CLIPImageEncoder(clip), {example})."
             )
         if not reset and not hasattr(self, "feature_names_in_"):
             # Fitted without names, or without images: names of X mean nothing then.

@@ -68,8 +68,8 @@ class CalibratedThresholdDetector(ClassNameDetector):
     Raises
     ------
     ValueError
-        From `fit`, if a parameter is out of range, if labels are not as described, or
-        if too few images are held out for the `confidence`.
+        From `fit`, if a parameter is out of range or no detector, if labels are not as
+        described, or if too few images are held out for the `confidence`.
 
     See Also
     --------
@@ -157,7 +157,12 @@ class CalibratedThresholdDetector(ClassNameDetector):
             raise ValueError(
                 "X is None, but a threshold is set from images: pass some."
             )
-        tags = get_tags(self.detector)
+        if not hasattr(self.detector, "score_samples"):
+            raise ValueError(
+                f"detector={self.detector!r}: expected a detector, or a Pipeline that "
+                "ends in one, with score_samples; a LocalOutlierFactor has it with "
+                "novelty=True, a classifier has not."
+            )
         X = check_images(X) if takes_images(self.detector) else indexable(X)[0]
         n_samples = _num_samples(X)
         if class_name is not None and not isinstance(class_name, str):
@@ -176,7 +181,7 @@ class CalibratedThresholdDetector(ClassNameDetector):
                 good, test_size=self.calibration_size, random_state=self.random_state
             )
             y_taught = None
-            if tags.target_tags.required:
+            if _needs_labels(self.detector):
                 taught = np.setdiff1d(np.arange(n_samples), held_out)
                 y_taught = part(y, taught)
             self.detector_ = fit_named(
@@ -239,5 +244,10 @@ class CalibratedThresholdDetector(ClassNameDetector):
         inner = get_tags(self.detector)
         tags.input_tags = inner.input_tags
         tags.input_tags.two_d_array = not takes_images(self.detector)
-        tags.target_tags.required = inner.target_tags.required
+        tags.target_tags.required = _needs_labels(self.detector)
         return tags
+
+
+def _needs_labels(detector: Any) -> bool:
+    # The tags of a Pipeline do not say so.
+    return bool(get_tags(last_step(detector)).target_tags.required)

@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from .._clip.encoding import check_pairs
 from .._clip.settings import OpenCLIP, check_clip
-from .._prompts import PromptSet, check_prompts
+from .._prompts import PromptSet, check_class_name, check_prompts
 from .._validation import all_or_nothing
 from .aggregation import METHODS, aggregate
 from .base import ClassNameDetector, EmbeddingMixin
@@ -155,7 +155,7 @@ class PromptDetector(EmbeddingMixin, ClassNameDetector):
         self._check_fit(X, y)
         X = self._check_embeddings(X, reset=True)
         default = class_name if isinstance(class_name, str) else self.class_name
-        names = [default]
+        names = [check_class_name(default)]
         if class_name is not None and not isinstance(class_name, str):
             names += names_of_images(class_name, None if X is None else len(X))
         self.class_names_ = list(dict.fromkeys(names))

@@ -788,8 +788,8 @@ default=None
         if isinstance(self.n_neighbors, float):
             # A folder that judges itself is another one tomorrow.
             return list(new(list(range(len(pixels)))))
-        what = self.layers_, self.orientations
-        return KeptTokens(check_clip(self.clip), tower, what).tokens(pixels, new)
+        kept = KeptTokens(check_clip(self.clip), tower, self.layers_, self.orientations)
+        return kept.tokens(pixels, new)
 
     def _encode(
         self, tower: Any, pixels: torch.Tensor

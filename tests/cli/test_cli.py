@@ -40,6 +40,7 @@ from clipad_sklearn import (
 )
 from clipad_sklearn._cli.arguments import ScoreSettings
 from clipad_sklearn._cli.main import main
+from clipad_sklearn._cli.methods import METHODS
 from clipad_sklearn._cli.output import UsageError, writing
 from clipad_sklearn._cli.photos import find_photos
 from clipad_sklearn._cli.table import make_rows, write_rows
@@ -259,6 +260,17 @@ def test_threshold(folder: Path, tmp_path: Path) -> None:
         assert (row["verdict"] == "normal") == (row["margin"] >= 0.1)
 
 
+@pytest.mark.parametrize("command", ["score", "benchmark"])
+def test_help_names_every_method_and_preset(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    said = "".join(capsys.readouterr().out.split())  # words are cut at the line's end
+    names = [*METHODS, *(PRESETS if command == "benchmark" else ())]
+    assert not [name for name in names if name not in said]
+
+
 def test_contamination(folder: Path, tmp_path: Path) -> None:
     report = score(tmp_path, str(folder), *TINY, "--contamination", "0.25")
     assert verdicts(report) == ["anomalous"] * 6 + ["normal"] * 18
@@ -322,6 +334,7 @@ def test_what_set_the_threshold_is_said(folder: Path, tmp_path: Path, capsys) ->
     # 2 / 13, rounded up
     assert "Promise, on average: at most 15.4 % of new good photos" in out
     assert re.search(r"Of the bad photos \d+ of 12 escape: between", out)
+    assert "12 of the photos scored here set the threshold: they are not new" in out
     # p-values: the share of good photos that look at least as odd, itself counted.
     p_values = [row["p_value"] for row in report["scores"]]
     np.testing.assert_allclose(p_values, np.arange(2, 14) / 13)
@@ -331,7 +344,7 @@ def test_what_set_the_threshold_is_said(folder: Path, tmp_path: Path, capsys) ->
     assert again["scores"] == report["scores"]
     out = capsys.readouterr().out
     assert "Threshold of the saved detector: 12 good photos, 1 below it." in out
-    assert "no sign of a change" in out
+    assert "above 0.01: no sign of a change" in out
     # At a confidence, the bound is exact: 1 - 0.1 ** (1 / 12) for the lowest of 12.
     options = ["--calibrate", good, "--max-false-alarm", "0.2", "--confidence", "0.9"]
     score(tmp_path, good, *TINY, *options)
@@ -339,6 +352,22 @@ def test_what_set_the_threshold_is_said(folder: Path, tmp_path: Path, capsys) ->
     # Two rates of good and bad photos, and no promise.
     score(tmp_path, good, *TINY, "--calibrate", good, bad)
     assert "promises nothing" in capsys.readouterr().out
+
+
+def test_folders_that_are_mixed_up(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    good, bad = str(folder / "good"), str(folder / "bad")
+    score(tmp_path, good, *TINY, "--calibrate", bad, "--bad", good)
+    shown = capsys.readouterr()
+    assert "are the folders swapped?" in shown.out
+    assert f"12 good photos and 12 bad photos of {good}" in shown.err
+    score(tmp_path, bad, *TINY, "--calibrate", good, "--bad", bad)
+    out = capsys.readouterr().out
+    assert "swapped" not in out
+    assert "not new" not in out
+    both = ["--calibrate", good, "--bad", str(folder)]
+    assert main(["score", good, *TINY, *both]) == 2
+    said = capsys.readouterr().err
+    assert f"12 photos are both good and bad, the first is {good}" in said
 
 
 @pytest.mark.filterwarnings("default:Fewer than 4 references:UserWarning")

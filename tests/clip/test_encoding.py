@@ -203,6 +203,15 @@ def test_cached_embeddings_are_of_this_architecture(
     np.testing.assert_allclose(clip.encode_text(texts), now[1], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("embedding_cache", v) for v in ("", 3, True)] + [("cache_dir", 3)],
+)
+def test_what_is_no_folder(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name}={value!r}: expected .*folder or"):
+        OpenCLIP("tiny", **{name: value}).encode_text(["a"])
+
+
 @pytest.fixture
 def short_memory() -> Iterator[list[int]]:
     """A device on which "tiny" can take five images or texts, and what it was given.

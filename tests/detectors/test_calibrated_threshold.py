@@ -11,6 +11,7 @@ import pytest
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.ensemble import IsolationForest
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import make_scorer, recall_score
 from sklearn.model_selection import (
     GridSearchCV,
@@ -18,6 +19,7 @@ from sklearn.model_selection import (
     cross_val_score,
     train_test_split,
 )
+from sklearn.neighbors import LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
@@ -25,6 +27,7 @@ from sklearn.utils.validation import check_is_fitted
 from clipad_sklearn import (
     CalibratedThresholdDetector,
     CLIPImageEncoder,
+    DamageDirectionDetector,
     FusionDetector,
     PromptDetector,
     WinCLIPDetector,
@@ -192,6 +195,34 @@ def test_images(photos: list[np.ndarray], photo_files: list[str]) -> None:
     # As a member of a fusion, it is a detector like others.
     fusion = FusionDetector([("calibrated", detector), ("winclip", detectors[0])])
     assert fusion.fit(photos).score_samples(photos).shape == (12,)
+
+
+@pytest.mark.filterwarnings("ignore:The direction is learned from one:UserWarning")
+def test_a_pipeline_that_learns_from_labels(
+    photos: list[np.ndarray],
+) -> None:
+    damage = make_pipeline(CLIPImageEncoder("tiny"), DamageDirectionDetector())
+    detector = CalibratedThresholdDetector(
+        damage, max_false_alarm=0.3, calibration_size=0.5, random_state=0
+    )
+    y = np.tile([1, 1, -1], 4)
+    detector.fit(photos, y)
+    embeddings = CLIPImageEncoder("tiny").transform(photos)
+    alone = clone(detector).set_params(detector=DamageDirectionDetector())
+    alone.fit(embeddings, y)
+    assert detector.offset_ == pytest.approx(alone.offset_)
+
+
+def test_what_has_no_scores_is_no_detector(photos: list[np.ndarray]) -> None:
+    encoder = CLIPImageEncoder("tiny")
+    for wrong in (
+        "x",
+        LocalOutlierFactor(),
+        make_pipeline(encoder, LocalOutlierFactor()),
+        make_pipeline(encoder, LogisticRegression()),
+    ):
+        with pytest.raises(ValueError, match=r"(?s)^detector=.*with score_samples"):
+            CalibratedThresholdDetector(wrong).fit(photos, [1, -1] * 6)
 
 
 @pytest.mark.parametrize("calibration_size", [0, -0.5, 1.1, True, None, "0.5", np.nan])
