@@ -46,7 +46,8 @@ class Handler(BaseHTTPRequestHandler):
     inspector = None
 
     def do_POST(self):
-        length = int(self.headers.get("Content-Length", 0))
+        length = self.headers.get("Content-Length", "")
+        length = int(length) if length.isdecimal() else 0
         if not 0 < length <= LARGEST_PHOTO:
             self.close_connection = True
             return self.answer(413, {"error": f"send 1 to {LARGEST_PHOTO} bytes"})
