@@ -162,12 +162,7 @@ def _calibrated(
     """Set the threshold from good, or good and bad, photos."""
     paths = [*good, *bad]
     labels = np.repeat([1, -1], [len(good), len(bad)])
-    in_both = _shared(good, bad)
-    if in_both:
-        raise UsageError(
-            f"{counted(len(in_both), 'photo')} are both good and bad, the first is "
-            f"{in_both[0]}: give other folders to --calibrate and --bad"
-        )
+    _check_apart(good, bad)
     folders = ", ".join([*settings.calibrate[1:], *settings.bad])
     stage(
         f"setting the threshold from {counted(len(good), 'good photo')}"
@@ -255,6 +250,16 @@ def _calibrated(
         n_bad=n_bad,
         promise=promise,
     )
+
+
+def _check_apart(good: Sequence[str], bad: Sequence[str]) -> None:
+    """Raise UsageError where photos are both good and bad."""
+    in_both = _shared(good, bad)
+    if in_both:
+        raise UsageError(
+            f"{counted(len(in_both), 'photo')} are both good and bad, the first is "
+            f"{in_both[0]}: give other folders to --calibrate and --bad"
+        )
 
 
 def _shared(some: Sequence[str], others: Sequence[str]) -> list[str]:
