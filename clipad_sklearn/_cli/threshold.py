@@ -211,13 +211,7 @@ def _calibrated(
         )
     elif promises:
         sentence, promise = _promise(settings, good_scores, offset, share)
-        sentences.append(sentence)
-        same = _shared(scored_paths, good)
-        if same:
-            sentences.append(
-                f"{len(same)} of the photos scored here set the threshold: they are "
-                "not new, so nothing is promised of them."
-            )
+        sentences += [sentence, *_not_new(_shared(scored_paths, good))]
     else:
         sentences.append(
             "It is the best F1 score on these photos and promises nothing; "
@@ -260,6 +254,15 @@ def _check_apart(good: Sequence[str], bad: Sequence[str]) -> None:
             f"{counted(len(in_both), 'photo')} are both good and bad, the first is "
             f"{in_both[0]}: give other folders to --calibrate and --bad"
         )
+
+
+def _not_new(photos: Sequence[str]) -> list[str]:
+    if not photos:
+        return []
+    return [
+        f"{len(photos)} of the photos scored here set the threshold: they are not new, "
+        "so nothing is promised of them."
+    ]
 
 
 def _shared(some: Sequence[str], others: Sequence[str]) -> list[str]:

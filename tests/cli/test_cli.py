@@ -249,6 +249,16 @@ def test_a_missing_file_beside_others_is_an_error_row(
 # -- thresholds ----------------------------------------------------------------
 
 
+def assert_same_scores(report: Any, other: Any) -> None:
+    """Another process of the tests may have kept embeddings from another batch."""
+    for row, expected in zip(report["scores"], other["scores"], strict=True):
+        assert row.keys() == expected.keys()
+        for name, value in expected.items():
+            if isinstance(value, float):
+                value = pytest.approx(value, rel=1e-4, abs=1e-4)
+            assert row[name] == value
+
+
 def verdicts(report: dict[str, Any]) -> list[str]:
     return [row["verdict"] for row in report["scores"]]
 
@@ -319,7 +329,7 @@ def test_calibrate_on_good_and_bad_images(
         path.rename(second / path.name)
     folders = (good, str(first), str(second))
     again = score(tmp_path, good, bad, *TINY, "--calibrate", *folders)
-    assert again["scores"] == report["scores"]
+    assert_same_scores(again, report)
 
 
 def test_what_set_the_threshold_is_said(folder: Path, tmp_path: Path, capsys) -> None:
@@ -341,7 +351,7 @@ def test_what_set_the_threshold_is_said(folder: Path, tmp_path: Path, capsys) ->
     # All of it is there again the next day.
     options = ["--load", saved, "--shift-test"]
     again = score(tmp_path, good, *options)
-    assert again["scores"] == report["scores"]
+    assert_same_scores(again, report)
     out = capsys.readouterr().out
     assert "Threshold of the saved detector: 12 good photos, 1 below it." in out
     assert "above 0.01: no sign of a change" in out
@@ -504,7 +514,7 @@ def test_tiles_and_size_of_the_input(few: Path, tmp_path: Path) -> None:
         for row in report["scores"]:
             assert row["margin"] == pytest.approx(expected[row["path"]], abs=1e-3)
         again = score(tmp_path, str(few), "--load", saved)
-        assert again["scores"] == report["scores"]
+        assert_same_scores(again, report)
 
 
 def test_contamination_of_photos_with_equal_scores(
@@ -531,7 +541,9 @@ def test_files_of_words(encoding: str, folder: Path, tmp_path: Path) -> None:
     options = [*TINY, "--normal", "clean {}"]
     from_file = score(tmp_path, str(folder), *options, "--anomalous", str(path))
     given = ["--anomalous", "stained {}", "--anomalous", "schäbig {}"]
-    assert from_file == score(tmp_path, str(folder), *options, *given)
+    typed = score(tmp_path, str(folder), *options, *given)
+    assert from_file["settings"] == typed["settings"]
+    assert_same_scores(from_file, typed)
 
 
 def test_own_words(folder: Path, tmp_path: Path) -> None:
@@ -655,7 +667,7 @@ def test_a_saved_threshold_is_kept(folder: Path, tmp_path: Path, capsys) -> None
     first = score(tmp_path, str(folder), *TINY, *arguments)
     capsys.readouterr()
     second = score(tmp_path, str(folder), "--load", saved)
-    assert second["scores"] == first["scores"]
+    assert_same_scores(second, first)
     assert second["settings"]["threshold_from"] == "--load"
     assert "uncalibrated" not in capsys.readouterr().err
     third = score(tmp_path, str(folder), "--load", saved, "--contamination", "0.25")
@@ -1091,7 +1103,7 @@ def test_cache(few: Path, tmp_path: Path, capsys) -> None:
     cache = str(tmp_path / "cache")
     arguments = [str(few), *TINY, "--embedding-cache", cache]
     first = score(tmp_path, *arguments)
-    assert score(tmp_path, *arguments)["scores"] == first["scores"]
+    assert_same_scores(score(tmp_path, *arguments), first)
     capsys.readouterr()
     assert main(["cache", "info", cache]) == 0
     assert re.search(r"entries: \d+\nbytes: [\d.]+ kB\n", capsys.readouterr().out)
