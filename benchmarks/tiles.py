@@ -106,25 +106,32 @@ def cost(folder: Path, tiles: tuple[int, int] = (3, 4)) -> None:
         Image.fromarray(small).resize((4000, 3000)).save(paths[-1])
     paths, references = paths[:2], paths[2:]
     clip = OpenCLIP("ViT-B-16-plus-240", "random", embedding_cache=None, batch_size=8)
-    n_images = len(paths) * (tiles[0] * tiles[1] + 1)
-    images = list(rng.integers(0, 256, (n_images, 240, 240, 3), dtype=np.uint8))
+    n_parts = tiles[0] * tiles[1] + 1
+    n_images = len(paths) * n_parts
+    sizes = (N_REFERENCES * n_parts, 240, 240, 3)
+    images = list(rng.integers(0, 256, sizes, dtype=np.uint8))
     opened: list[Any] = []
     real = tiles_module.open_image
     setattr(  # noqa: B010
         tiles_module, "open_image", lambda image: opened.append(image) or real(image)
     )
     words = make_pipeline(CLIPImageEncoder(clip), PromptDetector(clip))
-    for name, detector, photos in (
-        ("words", words, None),
-        ("SDP", SDPDetector(clip), None),
-        (f"{N_REFERENCES} references", ReferenceDetector(clip), references),
-    ):
-        tiled = TiledDetector(detector, tiles=tiles).fit(photos)
-        alone = clone(detector).fit(None if photos is None else images[:N_REFERENCES])
-        alone.score_samples(images[-1:])
+    photos = ReferenceDetector(clip, location="anywhere")
+    # A tile is compared with all tiles of all references: as an image is with as many.
+    for name, detector, good, good_alone in (
+        ("words", words, None, None),
+        ("SDP", SDPDetector(clip), None, None),
+        (f"{N_REFERENCES} references", photos, references, images[:N_REFERENCES]),
+        (f"{N_REFERENCES} references and images with their tiles as references",
+         photos, references, images),
+    ):  # fmt: skip
+        tiled = TiledDetector(detector, tiles=tiles).fit(good)
+        alone = clone(detector).fit(good_alone)
+        alone.score_samples(images[:1])
         opened.clear()
         ours = timed(tiled, paths)
-        theirs = timed(alone, images)
+        # Others than the references, which leave themselves out.
+        theirs = timed(alone, [255 - image for image in images[:n_images]])
         print(
             f"{name}, {tiles[0]} x {tiles[1]} tiles and the whole of {len(paths)} "
             f"photos: {ours / theirs:.3f} of {n_images} images (CPU time); files "
