@@ -113,6 +113,7 @@ def _check_templates(name: str, values: Any) -> tuple[str, ...]:
 
 
 def check_class_name(class_name: Any) -> str:
+    """Return the name of an object; raise where it is none."""
     if not isinstance(class_name, str):
         raise TypeError(
             f"class_name={shown(class_name)}: expected a string, not a "

@@ -61,8 +61,8 @@ def category_names(settings: BenchmarkSettings) -> list[str]:
             )
         return list(settings.categories)
     parts = [os.path.join(settings.root, part, "good") for part in ("train", "test")]
-    kinds = os.path.isdir(os.path.join(settings.root, "good"))
-    if any(map(os.path.isdir, parts)) and not kinds:
+    has_kinds = os.path.isdir(os.path.join(settings.root, "good"))
+    if any(map(os.path.isdir, parts)) and not has_kinds:
         folder, name = os.path.split(os.path.abspath(settings.root))
         data = "mvtec" if settings.data == "folder" else settings.data
         raise UsageError(
